@@ -1,0 +1,185 @@
+"""The vocabulary in which a family describes itself: a decoder made of parts, each part naming its tensors.
+
+A description holds no weights and no graph. From it come the graph (`exporter.build`), the exact list of tensors that
+a checkpoint must have (`exporter.match`), and the roles by which schemes and reports speak of a weight
+(``layers.3.ffn.down``).
+
+Dims: B batch, S query, T total, H heads, K kv heads, D head dim, E hidden, F ffn, V vocab.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A learned tensor, or a piece of one.
+
+    Attributes:
+        name: the tensor's name in a Hugging Face checkpoint.
+        shape: as used, ``[out, in]`` for a linear map.
+        stored: as stored, where that differs.
+        transposed: stored ``[in, out]``; `rows` speak of the transposed (used) orientation.
+        rows: ranges of rows of the stored tensor that make up this part; None for all.
+        plus: constant to add (Gemma stores γ and uses 1 + γ).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: tuple[int, ...] | None = None
+    transposed: bool = False
+    rows: tuple[tuple[int, int], ...] | None = None
+    plus: float = 0.0
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        if self.stored is not None:
+            return self.stored
+        return self.shape[::-1] if self.transposed else self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """``y = x · Wᵀ + b`` with W ``[out, in]``."""
+
+    weight: Part
+    bias: Part | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis."""
+
+    kind: Literal["rms", "layer"]
+    weight: Part
+    epsilon: float
+    bias: Part | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions (Su et al. 2021), half-split layout.
+
+    Attributes:
+        frequencies: inverse frequencies in radians per token, one for each rotated pair, scaling applied.
+        factor: multiplies cos and sin (YaRN's attention factor); 1 elsewhere.
+    """
+
+    frequencies: tuple[float, ...]
+    factor: float = 1.0
+
+    @property
+    def rotated(self) -> int:
+        """Rotated channels of each head; the rest pass through."""
+        return 2 * len(self.frequencies)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Causal attention with H query heads over K key/value heads.
+
+    Attributes:
+        window: each token sees itself and the ``window − 1`` tokens before it; None for all.
+        scale: multiplies q·k.
+        softcap: scores become ``softcap · tanh(score / softcap)``; 0 for none.
+        q_norm, k_norm: RMSNorm over each head before the rotation (Qwen 3, Gemma 3).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    scale: float
+    rope: Rope | None = None
+    window: int | None = None
+    softcap: float = 0.0
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForward:
+    """``down(act(gate(x)) · up(x))``, or ``down(act(up(x)))`` where there is no gate."""
+
+    up: Linear
+    down: Linear
+    activation: Activation
+    gate: Linear | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One residual block.
+
+    Sequential: ``x += post(attention(norm(x)))`` then ``x += post(ffn(norm(x)))``. Parallel (GPT-NeoX):
+    ``x += attention(norm(x)) + ffn(norm'(x))``, both norms reading the same x.
+    """
+
+    attention: Attention
+    ffn: FeedForward
+    attention_norm: Norm
+    ffn_norm: Norm
+    attention_post_norm: Norm | None = None
+    ffn_post_norm: Norm | None = None
+    parallel: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A whole model.
+
+    Attributes:
+        family: the family's file name.
+        context_length: largest number of tokens the model was trained for.
+        embedding: ``[V, E]``.
+        embedding_scale: multiplies embeddings (Gemma: √E rounded to the checkpoint's dtype).
+        positions: learned positions ``[context, E]``; None with rotary.
+        head: ``[V, E]``; the same `Part` as `embedding` where they are tied.
+        logit_softcap: logits become ``c · tanh(logits / c)``; 0 for none.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    context_length: int
+    embedding: Part
+    layers: tuple[Layer, ...]
+    norm: Norm
+    head: Linear
+    embedding_scale: float = 1.0
+    positions: Part | None = None
+    logit_softcap: float = 0.0
+
+    @property
+    def tied(self) -> bool:
+        return self.head.weight == self.embedding
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Every learned part with its role, in graph order; a tied head is not repeated."""
+        yield "embedding.weight", self.embedding
+        if self.positions is not None:
+            yield "positions.weight", self.positions
+        for i, layer in enumerate(self.layers):
+            yield from _parts_of(f"layers.{i}", layer)
+        yield from _parts_of("norm", self.norm)
+        if not self.tied:
+            yield "head.weight", self.head.weight
+        if self.head.bias is not None:
+            yield "head.bias", self.head.bias
+
+
+def _parts_of(role: str, node: object) -> Iterator[tuple[str, Part]]:
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        value = getattr(node, field.name)
+        if isinstance(value, Part):
+            yield f"{role}.{field.name}", value
+        elif dataclasses.is_dataclass(value):
+            yield from _parts_of(f"{role}.{field.name}", value)

@@ -1,0 +1,60 @@
+"""Model families. A family is a file here, found because it exists.
+
+It offers ``ARCHITECTURES`` (Hugging Face class names), ``Config`` (a `FamilyConfig`), ``describe(config) → Decoder``
+and, where checkpoints carry tensors that hold nothing learned, ``IGNORED`` (regular expressions of their names).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+from exporter.checkpoint import Checkpoint
+from exporter.config import FamilyConfig
+from exporter.decoder import Decoder
+from exporter.errors import unsupported
+
+
+class Family(Protocol):
+    """What a family's file offers."""
+
+    __name__: str
+    ARCHITECTURES: tuple[str, ...]
+    Config: type[FamilyConfig]
+
+    @staticmethod
+    def describe(config: FamilyConfig) -> Decoder: ...
+
+
+@functools.cache
+def families() -> Mapping[str, Family]:
+    """Families by file name."""
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return {name: cast(Family, importlib.import_module(f"{__name__}.{name}")) for name in names}
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family that a checkpoint's ``architectures`` names.
+
+    Raises:
+        OnnxGptError: ``architecture-unknown`` (exit 3).
+    """
+    for family in families().values():
+        if checkpoint.architecture in family.ARCHITECTURES:
+            return family
+    known = sorted(name for family in families().values() for name in family.ARCHITECTURES)
+    raise unsupported(
+        "architecture-unknown",
+        f"no family describes the architecture {checkpoint.architecture!r}",
+        f"use one of {', '.join(known)}, or describe it in exporter/families/",
+    )
+
+
+def describe(checkpoint: Checkpoint) -> Decoder:
+    """Read the configuration and describe the model it speaks of."""
+    family = family_of(checkpoint)
+    name = family.__name__.rpartition(".")[2]
+    return family.describe(family.Config.parse(checkpoint.config, name))

@@ -1,0 +1,48 @@
+"""Where models come from. A source is a file here, found because it exists.
+
+It offers ``claims(uri) → bool`` (from the name and the file's first bytes alone) and
+``load(uri) → Checkpoint | ModuleSource``. Exactly one source claims a uri.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from typing import Protocol, cast
+
+from exporter.checkpoint import Checkpoint, ModuleSource
+from exporter.errors import rejected
+
+
+class Source(Protocol):
+    """What a source's file offers."""
+
+    @staticmethod
+    def claims(uri: str) -> bool: ...
+
+    @staticmethod
+    def load(uri: str) -> Checkpoint | ModuleSource: ...
+
+
+@functools.cache
+def sources() -> tuple[Source, ...]:
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return tuple(cast(Source, importlib.import_module(f"{__name__}.{name}")) for name in names)
+
+
+def load(uri: str) -> Checkpoint | ModuleSource:
+    """Open a source. Reads headers, not weights.
+
+    Raises:
+        OnnxGptError: ``source-unknown`` where nothing claims the uri, or what the source says of a bad file.
+    """
+    for source in sources():
+        if source.claims(uri):
+            return source.load(uri)
+    raise rejected(
+        "source-unknown",
+        f"{uri!r} is not a model that onnx-gpt can open",
+        "give a checkpoint directory, a .gguf or .pt file, hf:org/name, module:package.module:factory, "
+        "or sample:tiny / sample:smollm2",
+    )

@@ -1,0 +1,309 @@
+"""Weights as expressions: read when written, a piece of rows at a time.
+
+A `Weight` knows its shape and can produce any range of its rows as float32. Packing QKV, splitting a fused
+projection, undoing a permutation or adding 1 to a norm's gain builds a new expression and reads nothing. What is
+finally read is read once, into a buffer of at most `PIECE` bytes (or one row), so peak memory follows the largest
+piece and not the model.
+
+Linear maps are kept as checkpoints keep them, ``[out, in]``: rows are output channels, and every quantizer works on
+whole rows. `WeightTensor` turns an expression into an `onnx_ir` tensor, transposed where ONNX's MatMul wants
+``[in, out]``.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+PIECE = 32 << 20
+"""Bytes of float32 read at once when a tensor is streamed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockFormat:
+    """How a source already quantized a weight: ``w = scale · (code − 2^(bits−1)) + offset`` in blocks along a row.
+
+    Attributes:
+        bits: width in which every code fits unsigned, 4 or 8.
+        block: columns that share a scale.
+        has_offset: whether blocks have an offset (Q4_1 and most k-quants do).
+        scale_dtype: smallest float type that holds scales and offsets exactly, ``float16`` or ``float32``.
+    """
+
+    bits: int
+    block: int
+    has_offset: bool
+    scale_dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """Rows in the source's own quantization. R rows, K columns.
+
+    Attributes:
+        codes: uint8 ``[R, K]``, one code an element, unpacked.
+        scale: float ``[R, K/block]``.
+        offset: float ``[R, K/block]`` or None.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray | None
+
+
+class Weight(abc.ABC):
+    """A float tensor that has not been read yet."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]: ...
+
+    @abc.abstractmethod
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``[start, stop)`` as float32, shape ``[stop − start, *shape[1:]]``."""
+
+    def read(self) -> np.ndarray:
+        """The whole tensor as float32."""
+        return self.rows(0, self.shape[0])
+
+    @property
+    def format(self) -> BlockFormat | None:
+        """The source's own quantization, where every row has the same one."""
+        return None
+
+    def coded(self, start: int, stop: int) -> Coded:
+        """Rows ``[start, stop)`` as the source quantized them. Only where `format` is not None."""
+        raise NotImplementedError(f"{type(self).__name__} has no codes of its own")
+
+    def pieces(self, nbytes: int = PIECE) -> Iterator[tuple[int, int]]:
+        """Row ranges that cover the tensor, each at most ``nbytes`` of float32 (or one row)."""
+        row = 4 * int(np.prod(self.shape[1:], dtype=np.int64))
+        step = max(1, nbytes // max(row, 1))
+        for start in range(0, self.shape[0], step):
+            yield start, min(start + step, self.shape[0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Array(Weight):
+    """A weight already in memory."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.array[start:stop], dtype=np.float32)
+
+
+STORED_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored(Weight):
+    """A row-major tensor in a file. Read with plain reads: pages of a mapped file would count as our memory."""
+
+    path: Path
+    offset: int
+    dtype: str
+    stored_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored_shape
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        dtype = STORED_DTYPES[self.dtype]
+        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        with open(self.path, "rb") as file:
+            flat = np.fromfile(
+                file, dtype, count=(stop - start) * width, offset=self.offset + start * width * dtype.itemsize
+            )
+        return _to_float32(flat).reshape(stop - start, *self.shape[1:])
+
+
+def _to_float32(array: np.ndarray) -> np.ndarray:
+    if (
+        array.dtype == ml_dtypes.bfloat16
+    ):  # a bfloat16 is the upper half of a float32; ml_dtypes' own cast is slower
+        wide = array.view(np.uint16).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows(Weight):
+    """Some rows of another weight, as ``(start, stop)`` ranges in the order wanted."""
+
+    base: Weight
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(stop - start for start, stop in self.ranges), *self.base.shape[1:])
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        at = 0
+        for first, last in self.ranges:
+            lo, hi = max(start, at), min(stop, at + last - first)
+            if lo < hi:
+                yield first + lo - at, first + hi - at
+            at += last - first
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return np.concatenate([self.base.rows(a, b) for a, b in self._within(start, stop)])
+
+    @property
+    def format(self) -> BlockFormat | None:
+        return self.base.format
+
+    def coded(self, start: int, stop: int) -> Coded:
+        return _join([self.base.coded(a, b) for a, b in self._within(start, stop)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Permuted(Weight):
+    """Another weight's rows in a different order: row i is ``base[order[i]]`` (llama.cpp's rotary layout undone)."""
+
+    base: Weight
+    order: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.order), *self.base.shape[1:])
+
+    def _span(self, start: int, stop: int) -> tuple[int, int, np.ndarray]:
+        wanted = self.order[start:stop]
+        lo = int(wanted.min())
+        return lo, int(wanted.max()) + 1, wanted - lo
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        lo, hi, index = self._span(start, stop)
+        return self.base.rows(lo, hi)[index]
+
+    @property
+    def format(self) -> BlockFormat | None:
+        return self.base.format
+
+    def coded(self, start: int, stop: int) -> Coded:
+        lo, hi, index = self._span(start, stop)
+        read = self.base.coded(lo, hi)
+        return Coded(
+            read.codes[index], read.scale[index], None if read.offset is None else read.offset[index]
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stack(Weight):
+    """Weights one under the other: packed QKV, gate over up."""
+
+    parts: tuple[Weight, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[Weight, int, int]]:
+        at = 0
+        for part in self.parts:
+            lo, hi = max(start, at), min(stop, at + part.shape[0])
+            if lo < hi:
+                yield part, lo - at, hi - at
+            at += part.shape[0]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return np.concatenate([part.rows(a, b) for part, a, b in self._within(start, stop)])
+
+    @property
+    def format(self) -> BlockFormat | None:
+        first = self.parts[0].format
+        return first if all(part.format == first for part in self.parts) else None
+
+    def coded(self, start: int, stop: int) -> Coded:
+        return _join([part.coded(a, b) for part, a, b in self._within(start, stop)])
+
+
+def _join(parts: list[Coded]) -> Coded:
+    offsets = [part.offset for part in parts if part.offset is not None]
+    return Coded(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate(offsets) if offsets else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transposed(Weight):
+    """A matrix stored the other way round (GPT-2's Conv1D keeps ``[in, out]``)."""
+
+    base: Weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, columns = self.base.shape
+        return columns, rows
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        out = np.empty((stop - start, self.base.shape[0]), np.float32)
+        for a, b in self.base.pieces():
+            out[:, a:b] = self.base.rows(a, b)[:, start:stop].T
+        return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plus(Weight):
+    """Another weight with a constant added: the 1 in Gemma's ``1 + γ``."""
+
+    base: Weight
+    constant: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.base.rows(start, stop) + np.float32(self.constant)
+
+
+class WeightTensor(ir.LazyTensor):
+    """A weight as a float32 initializer of the graph, read only when the file is written.
+
+    Args:
+        weight: the expression, ``[out, in]`` for a linear map, ``[n]`` for a vector.
+        transpose: give the graph ``[in, out]``, as MatMul wants it.
+    """
+
+    def __init__(self, name: str, weight: Weight, *, transpose: bool = False) -> None:
+        shape = ir.Shape(weight.shape[::-1] if transpose else weight.shape)
+        super().__init__(self._whole, ir.DataType.FLOAT, shape, name=name)
+        self.weight = weight
+        self.transpose = transpose
+
+    def _whole(self) -> ir.Tensor:
+        array = self.weight.read()
+        return ir.Tensor(np.ascontiguousarray(array.T) if self.transpose else array, name=self.name)
+
+    def tofile(self, file: IO[bytes]) -> None:
+        """Stream the tensor: by rows as it lies, or by columns of the whole matrix when it is transposed."""
+        if not self.transpose:
+            for start, stop in self.weight.pieces():
+                file.write(memoryview(self.weight.rows(start, stop)).cast("B"))
+            return
+        whole = self.weight.read()
+        step = max(1, (4 << 20) // (4 * whole.shape[0]))
+        for start in range(0, whole.shape[1], step):
+            file.write(memoryview(np.ascontiguousarray(whole[:, start : start + step].T)).cast("B"))
