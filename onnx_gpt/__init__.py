@@ -1,0 +1,50 @@
+"""onnx-gpt: from a trained GPT decoder to a proven ONNX bundle.
+
+Everything the command line does is one call here. Names are loaded when they are first used, so that
+``import onnx_gpt`` is quick and never brings torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from onnx_gpt._version import __version__
+
+if TYPE_CHECKING:
+    from exporter.errors import OnnxGptError
+    from onnx_gpt.bench import bench
+    from onnx_gpt.generator import Generator
+    from onnx_gpt.inspect import inspect
+    from onnx_gpt.pipeline import Recipe, optimize
+    from onnx_gpt.report import Report
+    from onnx_gpt.validate import validate
+
+_HOMES = {
+    "Generator": "onnx_gpt.generator",
+    "OnnxGptError": "exporter.errors",
+    "Recipe": "onnx_gpt.pipeline",
+    "Report": "onnx_gpt.report",
+    "bench": "onnx_gpt.bench",
+    "inspect": "onnx_gpt.inspect",
+    "optimize": "onnx_gpt.pipeline",
+    "validate": "onnx_gpt.validate",
+}
+
+__all__ = [
+    "Generator",
+    "OnnxGptError",
+    "Recipe",
+    "Report",
+    "__version__",
+    "bench",
+    "inspect",
+    "optimize",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Bundles: a folder that one runtime loads as it is."""

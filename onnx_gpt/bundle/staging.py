@@ -1,0 +1,79 @@
+"""Outputs appear whole or not at all: built beside their place, renamed into it at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from exporter.errors import Exit, OnnxGptError
+
+
+def require_absent(out: Path) -> None:
+    """Raise ``output-exists`` (exit 10) where there is something already."""
+    if out.exists() or out.is_symlink():
+        raise OnnxGptError(
+            "output-exists", f"{out} exists already", "choose another -o, or remove it", exit=Exit.EXISTS
+        )
+
+
+def require_space(out: Path, nbytes: int) -> None:
+    """Raise ``disk-full`` (exit 7) before anything is written that cannot fit."""
+    free = shutil.disk_usage(_existing_parent(out)).free
+    if nbytes > free:
+        raise disk_full(out, f"{nbytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free")
+
+
+def disk_full(out: Path, why: str) -> OnnxGptError:
+    return OnnxGptError(
+        "disk-full",
+        f"{out} cannot be written: {why}",
+        "free disk space or choose another -o",
+        exit=Exit.RESOURCES,
+    )
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A directory to build in, which becomes ``out`` when the block ends well and vanishes when it does not.
+
+    Raises:
+        OnnxGptError: ``output-exists`` (exit 10), ``disk-full`` (exit 7), ``output-unwritable`` (exit 8).
+    """
+    require_absent(out)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+    except OSError as error:
+        raise _write_error(out, error) from error
+    try:
+        stage.chmod(0o755)
+        yield stage
+        require_absent(out)  # another run may have been quicker
+        os.rename(stage, out)
+    except OSError as error:
+        raise _write_error(out, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _write_error(out: Path, error: OSError) -> OnnxGptError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return disk_full(out, error.strerror)
+    return OnnxGptError(
+        "output-unwritable",
+        f"{out} cannot be written: {error}",
+        "check permissions and the path of -o",
+        exit=Exit.ENVIRONMENT,
+    )

@@ -1,0 +1,74 @@
+"""onnxruntime-genai: the same graph, and the genai_config.json by which its runtime finds the graph's names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from exporter.decoder import Decoder
+from exporter.errors import unsupported
+from graph_passes import ORT_PIPELINE
+from onnx_gpt.bundle.targets import BundleFacts
+
+PIPELINE = ORT_PIPELINE
+
+
+def files(facts: BundleFacts) -> dict[str, bytes]:
+    if facts.decoder is None:
+        raise unsupported(
+            "target-needs-cache",
+            "onnxruntime-genai runs decoders with a KV cache, and this graph has none",
+            "use --target ort for a module without a cache",
+        )
+    config = json.dumps(genai_config(facts, facts.decoder), indent=2).encode() + b"\n"
+    return {**facts.common_files(), "genai_config.json": config}
+
+
+def genai_config(facts: BundleFacts, decoder: Decoder) -> dict[str, Any]:
+    """The runtime's configuration. ``type`` is ``decoder``: a type such as ``gpt2`` implies one combined cache."""
+    attention = decoder.layers[0].attention
+    eos = facts.token_ids("eos_token_id") or [decoder.vocab_size - 1]
+    pad = facts.token_ids("pad_token_id") or eos[:1]
+    bos = facts.token_ids("bos_token_id") or eos[:1]
+    return {
+        "model": {
+            "type": "decoder",
+            "bos_token_id": bos[0],
+            "eos_token_id": eos[0] if len(eos) == 1 else eos,
+            "pad_token_id": pad[0],
+            "vocab_size": decoder.vocab_size,
+            "context_length": decoder.context_length,
+            "decoder": {
+                "filename": "model.onnx",
+                "head_size": attention.head_dim,
+                "hidden_size": decoder.hidden_size,
+                "num_attention_heads": attention.heads,
+                "num_key_value_heads": attention.kv_heads,
+                "num_hidden_layers": len(decoder.layers),
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": decoder.context_length,
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }

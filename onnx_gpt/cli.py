@@ -1,0 +1,88 @@
+"""The command line: it parses, calls and prints. A verb is a file in `onnx_gpt.commands`.
+
+Results go to stdout (a table for people, one JSON document with ``--json``), talk to stderr.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import cyclopts
+from rich.console import Console
+
+from exporter.errors import Exit, OnnxGptError
+from onnx_gpt._version import __version__
+from onnx_gpt.commands import register
+
+HELP = """From a trained GPT decoder to a fused, quantized and proven ONNX bundle.
+
+SOURCE is a Hugging Face directory, a .gguf or nanoGPT .pt file, hf:org/name,
+module:package.module:factory, or sample:tiny / sample:smollm2."""
+
+EPILOGUE = """Examples:
+
+  onnx-gpt optimize sample:smollm2 -o smollm2 --quantize int8
+  onnx-gpt run smollm2 --chat --prompt "What is a graph?"
+  onnx-gpt bench smollm2
+
+Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected · 5 parity failed, nothing published ·
+7 out of disk or memory · 8 environment · 9 network · 10 output exists"""
+
+
+def app(console: Console | None = None) -> cyclopts.App:
+    """The command line with its verbs."""
+    root = cyclopts.App(
+        name="onnx-gpt",
+        help=HELP,
+        help_epilogue=EPILOGUE,
+        help_format="plaintext",
+        version=f"onnx-gpt {__version__}",
+        error_console=Console(stderr=True),
+        console=console,
+        suppress_keyboard_interrupt=False,
+        default_parameter=cyclopts.Parameter(negative_iterable=()),
+    )
+    register(root)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was published", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of our stdout has gone; that is its right
+        sys.stderr.close()
+        status = 0
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app()(arguments, exit_on_error=False, result_action="return_value")
+        return result if isinstance(result, int) else 0
+    except cyclopts.CycloptsError:
+        return Exit.USAGE  # cyclopts has printed what was wrong
+    except OnnxGptError as error:
+        print(f"error {error}", file=sys.stderr)
+        return error.exit
+    except MemoryError:
+        print(
+            "error [memory] out of memory\n  → close other programs, or use a machine with more", file=sys.stderr
+        )
+        return Exit.RESOURCES
+    except Exception:  # the last resort: a bug of ours, said to be one
+        traceback.print_exc()
+        print("error [internal] this is a bug in onnx-gpt; please report the lines above", file=sys.stderr)
+        return Exit.INTERNAL
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # unwinds, so that half-written output is removed

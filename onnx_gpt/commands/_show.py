@@ -1,0 +1,117 @@
+"""Tables for people, JSON for programs, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from onnx_gpt.report import Parity, Report
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def echo(title: str, settings: Mapping[str, Any]) -> None:
+    """The resolved settings, before work starts."""
+    stderr.print(title, style="bold")
+    for key, value in settings.items():
+        text = "  ".join(f"{k}={v:g}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        stderr.print(f"  {key:<15} {text}", markup=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """A table on stdout; the first column is a name, the others are figures."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+
+
+class Bar:
+    """Draws stages and their progress on a terminal; one line a stage elsewhere."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None, what="")
+        self._live = stderr.is_terminal
+        self._started = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        if not self._live:
+            stderr.print(f"  {time.monotonic() - self._started:6.1f} s  {name}")
+        self._progress.reset(self._task, description=name, total=None, what="")
+
+    def advance(self, done: int, total: int, what: str) -> None:
+        self._progress.update(self._task, completed=done, total=total, what=what)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total} {task.fields[what]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        yield Bar(progress)
+
+
+def show_report(report: Report, out: object) -> None:
+    """A report as tables."""
+    rows = [
+        (stage.name, f"{stage.seconds:.2f}", f"{stage.peak_rss_bytes / 1e6:.0f}", stage.nodes or "")
+        for stage in report.stages
+    ]
+    print_table(("stage", "seconds", "peak MB", "nodes"), rows)
+    print()
+    print_table(("file", "MB"), [(name, f"{size / 1e6:.2f}") for name, size in report.files.items()], str(out))
+    print()
+    if isinstance(report.parity, Parity):
+        show_parity(report.parity)
+    else:
+        print("parity: not run")
+
+
+def show_parity(parity: Parity) -> None:
+    """The parity table, with each limit beside what it limits."""
+    limits = parity.limits
+    rows: list[tuple[str, str, str]] = [
+        ("mean KL (nats a token)", f"{parity.mean_kl:.3g}", f"≤ {limits.max_kl:g}"),
+        ("99th percentile KL", f"{parity.p99_kl:.3g}", ""),
+        ("largest KL", f"{parity.max_kl:.3g}", ""),
+        ("same top choice", f"{100 * parity.top1:.2f} %", f"≥ {100 * limits.min_top1:g} %"),
+        ("… of which near ties", str(parity.near_ties), ""),
+        ("largest |Δlogit|", f"{parity.max_abs:.3g}", ""),
+        ("perplexity", f"{parity.perplexity:.3f}", ""),
+        (
+            "… against the reference's",
+            f"{parity.perplexity / parity.reference_perplexity:.4f} × {parity.reference_perplexity:.3f}",
+            f"≤ {limits.max_perplexity_ratio:g} ×",
+        ),
+        (
+            f"greedy tokens agreed of {parity.greedy_tokens}",
+            str(parity.greedy_agreed),
+            "" if parity.greedy_divergence == "none" else parity.greedy_divergence,
+        ),
+    ]
+    names = {"decode": "decode = prefill", "batch": "batch = single", "causal": "causal"}
+    rows += [
+        (f"{names.get(name, name)}: |Δlogit|", f"{check.value:.3g}", f"≤ {check.limit:.3g}")
+        for name, check in parity.checks.items()
+    ]
+    print_table((f"parity with {parity.reference}", "measured", "limit"), rows)
+    print(f"{parity.tokens} tokens of {parity.text}: {parity.verdict}")

@@ -1,0 +1,1 @@
+"""Parity: how far a bundle is from its reference, and whether that is near enough to publish."""

@@ -1,0 +1,70 @@
+"""How far two models' next-token distributions are apart, in the terms of llama.cpp's perplexity tool."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Agreement:
+    """Running comparison of logits, one window after another; memory is one number a token.
+
+    Attributes:
+        tie: two logits closer than this are a tie (twice the largest difference seen is a fair choice for an exact
+            candidate; see `near_ties`).
+    """
+
+    kl: list[np.ndarray] = dataclasses.field(default_factory=list)
+    nll: list[np.ndarray] = dataclasses.field(default_factory=list)
+    reference_nll: list[np.ndarray] = dataclasses.field(default_factory=list)
+    gap: list[np.ndarray] = dataclasses.field(default_factory=list)
+    max_abs: float = 0.0
+
+    def add(self, logits: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> None:
+        """Compare a window.
+
+        Args:
+            logits, reference: float ``[S, V]``.
+            targets: int ``[S]``, the token that follows each position.
+        """
+        for start in range(0, len(targets), 64):  # a block of rows keeps float64 temporaries small
+            rows = slice(start, start + 64)
+            ours, theirs = log_softmax(logits[rows]), log_softmax(reference[rows])
+            self.kl.append((np.exp(theirs) * (theirs - ours)).sum(-1).clip(min=0.0))
+            index = np.arange(len(ours))
+            self.nll.append(-ours[index, targets[rows]])
+            self.reference_nll.append(-theirs[index, targets[rows]])
+            chosen = logits[rows].argmax(-1)
+            self.gap.append(reference[rows].max(-1) - reference[rows][index, chosen])
+            self.max_abs = max(self.max_abs, float(np.abs(logits[rows] - reference[rows]).max()))
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(kl) for kl in self.kl)
+
+    def top1(self, tie: float) -> tuple[float, int]:
+        """Share of positions with the same choice, and how many of them are ties closer than ``tie``."""
+        gap = np.concatenate(self.gap)
+        return float((gap <= tie).mean()), int(((gap > 0) & (gap <= tie)).sum())
+
+    def kl_statistics(self) -> tuple[float, float, float]:
+        """Mean, 99th percentile and maximum of the KL divergence, nats a token."""
+        kl = np.concatenate(self.kl)
+        return float(kl.mean()), float(np.quantile(kl, 0.99)), float(kl.max())
+
+    def perplexities(self) -> tuple[float, float]:
+        """Perplexity of the candidate and of the reference on the same tokens."""
+        return (
+            float(np.exp(np.concatenate(self.nll).mean())),
+            float(np.exp(np.concatenate(self.reference_nll).mean())),
+        )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis, in float64: KLs of 1e-9 are below float32's noise."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
+    return wide

@@ -1,0 +1,86 @@
+"""The tokens on which parity is measured: a user's text, or English that Python itself carries."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from exporter.errors import rejected
+
+HELD_OUT = 0.8
+"""Share of Python's own text that belongs to calibration; evaluation reads what comes after it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTokens:
+    """Token windows ``[N, S]`` int64 and where they came from."""
+
+    windows: np.ndarray
+    origin: str
+
+    @property
+    def predicted(self) -> int:
+        """Positions whose next token is known."""
+        return int(self.windows.shape[0] * (self.windows.shape[1] - 1))
+
+
+def evaluation_tokens(
+    tokenizer_json: bytes | None, vocab_size: int, *, tokens: int, window: int, path: Path | None = None
+) -> EvaluationTokens:
+    """Windows of evaluation text.
+
+    Args:
+        tokenizer_json: None where the model has no tokenizer; the tokens are then drawn uniformly, and say so.
+        tokens: predicted positions wanted, at least.
+        window: tokens of a window.
+        path: UTF-8 text of the user's; the held-out part of ``pydoc_data.topics`` by default.
+
+    Raises:
+        OnnxGptError: ``text-too-short`` or ``text-unreadable``.
+    """
+    count = -(-tokens // (window - 1))
+    if tokenizer_json is None:
+        ids = np.random.default_rng(0).integers(0, vocab_size, (count, window))
+        return EvaluationTokens(ids, "uniform random tokens (the model has no tokenizer)")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+    tokenizer.no_truncation()
+    text, origin = _text(path)
+    prefix = tokenizer.encode("").ids
+    body = window - len(prefix)
+    ids = _encode_enough(tokenizer, text, count * body)
+    have = len(ids) // body
+    if have == 0:
+        raise rejected(
+            "text-too-short",
+            f"{origin} holds {len(ids)} tokens, one window takes {body}",
+            f"give a text of at least {count * body} tokens",
+        )
+    windows = np.array(ids[: min(have, count) * body], np.int64).reshape(-1, body)
+    start = np.tile(np.array(prefix, np.int64), (len(windows), 1))
+    return EvaluationTokens(np.concatenate([start, windows], axis=1), origin)
+
+
+def _encode_enough(tokenizer: object, text: str, wanted: int) -> list[int]:
+    """Encode by slices of characters until there are enough tokens: a long text costs no more than is used."""
+    ids: list[int] = []
+    for start in range(0, len(text), 16384):
+        ids += tokenizer.encode(text[start : start + 16384], add_special_tokens=False).ids  # type: ignore[attr-defined]
+        if len(ids) >= wanted:
+            break
+    return ids
+
+
+def _text(path: Path | None) -> tuple[str, str]:
+    if path is None:
+        from pydoc_data.topics import topics
+
+        whole = "\n".join(topics[key] for key in sorted(topics))
+        return whole[int(len(whole) * HELD_OUT) :], "pydoc_data.topics, last fifth"
+    try:
+        return path.read_text("utf-8"), path.name
+    except (OSError, UnicodeDecodeError) as error:
+        raise rejected("text-unreadable", f"{path}: {error}", "give a readable UTF-8 text file") from error
