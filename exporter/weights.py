@@ -28,18 +28,22 @@ PIECE = 32 << 20
 
 @dataclasses.dataclass(frozen=True)
 class BlockFormat:
-    """How a source already quantized a weight: ``w = scale · (code − 2^(bits−1)) + offset`` in blocks along a row.
+    """How a source already quantized a weight, in blocks along a row.
+
+    ``w = scale · code + minimum`` where blocks have a minimum (Q4_1, most k-quants), and
+    ``w = scale · (code − 2^(bits−1))`` where they have none. The minimum is the source's own and not the value at
+    the middle code: that one, ``minimum + 2^(bits−1) · scale``, is not exact in the source's float type.
 
     Attributes:
         bits: width in which every code fits unsigned, 4 or 8.
         block: columns that share a scale.
-        has_offset: whether blocks have an offset (Q4_1 and most k-quants do).
-        scale_dtype: smallest float type that holds scales and offsets exactly, ``float16`` or ``float32``.
+        has_minimum: whether blocks have a minimum.
+        scale_dtype: smallest float type that holds scales and minima exactly, ``float16`` or ``float32``.
     """
 
     bits: int
     block: int
-    has_offset: bool
+    has_minimum: bool
     scale_dtype: str
 
 
@@ -49,13 +53,13 @@ class Coded:
 
     Attributes:
         codes: uint8 ``[R, K]``, one code an element, unpacked.
-        scale: float ``[R, K/block]``.
-        offset: float ``[R, K/block]`` or None.
+        scale: ``[R, ⌈K/block⌉]`` in the format's ``scale_dtype``.
+        minimum: ``[R, ⌈K/block⌉]`` in the format's ``scale_dtype``, or None.
     """
 
     codes: np.ndarray
     scale: np.ndarray
-    offset: np.ndarray | None
+    minimum: np.ndarray | None
 
 
 class Weight(abc.ABC):
@@ -203,7 +207,7 @@ class Permuted(Weight):
         lo, hi, index = self._span(start, stop)
         read = self.base.coded(lo, hi)
         return Coded(
-            read.codes[index], read.scale[index], None if read.offset is None else read.offset[index]
+            read.codes[index], read.scale[index], None if read.minimum is None else read.minimum[index]
         )
 
 
@@ -238,11 +242,11 @@ class Stack(Weight):
 
 
 def _join(parts: list[Coded]) -> Coded:
-    offsets = [part.offset for part in parts if part.offset is not None]
+    minima = [part.minimum for part in parts if part.minimum is not None]
     return Coded(
         np.concatenate([part.codes for part in parts]),
         np.concatenate([part.scale for part in parts]),
-        np.concatenate(offsets) if offsets else None,
+        np.concatenate(minima) if minima else None,
     )
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.quantization.weight_only import quantize_weights
-from calibration.scheme import SCHEMES, scheme_of
+from calibration.quantization.weight_only import Treatment, quantize_weights
+from calibration.scheme import NAMES, RoundToNearest, scheme_of
 from exporter import sources
 from exporter.build import build
 from exporter.checkpoint import Checkpoint, ModuleSource
@@ -75,13 +75,8 @@ class Recipe:
     tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if self.quantize not in SCHEMES:
-            raise OnnxGptError(
-                "scheme-unknown",
-                f"there is no scheme {self.quantize!r}",
-                f"use one of {', '.join(SCHEMES)}",
-                exit=Exit.USAGE,
-            )
+        if self.quantize != "none" or self.block_size is not None:
+            scheme_of(self.quantize, block_size=self.block_size)  # raises where they do not fit
         if not self.targets:
             raise OnnxGptError("target-unknown", "no target is named", "use --target ort", exit=Exit.USAGE)
         for name in self.targets:
@@ -92,13 +87,19 @@ class Recipe:
         limits = self.limits or DEFAULT_LIMITS[self.quantize]
         return {
             "quantize": self.quantize,
-            "block_size": self.block_size or scheme_of(self.quantize, self.block_size).block_size,
+            "block_size": self._block_size(),
             "target": ",".join(self.targets),
             "context_length": self.context_length or "the model's own",
             "parity": limits.model_dump() if self.parity else "not run",
             "text": str(self.text) if self.text else "held-out part of Python's own documentation",
             "tokens": self.tokens,
         }
+
+    def _block_size(self) -> int | str:
+        if self.quantize not in NAMES:
+            return "none"
+        scheme = scheme_of(self.quantize, block_size=self.block_size)
+        return scheme.layers.block_size if isinstance(scheme, RoundToNearest) else "the source's own"
 
 
 def optimize(
@@ -243,7 +244,7 @@ def _require_tokenizer_fits(checkpoint: Checkpoint, decoder: Decoder) -> None:
 
 
 def quantize(exported: Exported, recipe: Recipe) -> dict[str, int]:
-    """Replace float weights by codes, lazily. Gives how many weights took which format."""
+    """Replace float weights by codes, lazily. Gives how many uses of a weight took which format."""
     if recipe.quantize == "none":
         return {}
     if exported.decoder is None:
@@ -252,8 +253,15 @@ def quantize(exported: Exported, recipe: Recipe) -> dict[str, int]:
             "weights of a graph that torch exported have no roles yet and cannot be quantized",
             "use --quantize none, or save the model as a checkpoint of a known family",
         )
-    done = quantize_weights(exported.model, scheme_of(recipe.quantize, recipe.block_size))
-    return dict(collections.Counter(entry.format for entry in done))
+    done = quantize_weights(exported.model, scheme_of(recipe.quantize, block_size=recipe.block_size))
+    return dict(collections.Counter(map(_format, done)))
+
+
+def _format(treatment: Treatment) -> str:
+    if treatment.bits is None:
+        return f"float32: {treatment.reason}"
+    minimum = " with minimum" if treatment.minimum else ""
+    return f"{treatment.bits} bits, blocks of {treatment.block_size}{minimum}"
 
 
 # Writing ---------------------------------------------------------------------------------------------------------

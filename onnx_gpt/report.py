@@ -37,6 +37,7 @@ class PassFacts(_Frozen):
     name: str
     kind: str
     fired: int
+    refused: tuple[str, ...]
     nodes_before: int
     nodes_after: int
     seconds: float

@@ -1,0 +1,167 @@
+"""Shared measuring: a command as a child, interleaved runs, medians, and results for people and for programs.
+
+Only the standard library is imported here, and by the commands that measure memory: Linux starts a child's peak at
+the size of the process that forked it, so the measuring process has to stay small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+THREADS = 2
+"""Threads that every contender runs with."""
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class ChildFailed(RuntimeError):
+    """A measured command exited with a status other than 0."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """What one finished child took: wall seconds, peak resident bytes, and what it printed on stdout."""
+
+    seconds: float
+    peak_rss_bytes: int
+    stdout: str
+
+    def document(self) -> Any:
+        """The JSON document on the last line of stdout."""
+        return json.loads(self.stdout.strip().splitlines()[-1])
+
+
+def run(command: Sequence[str | Path]) -> Child:
+    """Run a command from the repository's root and measure it from outside, start-up included.
+
+    Raises:
+        ChildFailed: with the end of its stderr.
+    """
+    argv = [str(part) for part in command]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        start = time.perf_counter()
+        child = subprocess.Popen(argv, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode != 0:
+            raise ChildFailed(f"exit {child.returncode}: {' '.join(argv)}\n{_text(err)[-3000:]}")
+        unit = 1 if sys.platform == "darwin" else 1024
+        return Child(seconds, usage.ru_maxrss * unit, _text(out))
+
+
+def environment() -> dict[str, str]:
+    """A child's environment: THREADS threads for every library, and no network."""
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ONEDNN_NUM_THREADS")
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return os.environ | offline | dict.fromkeys(threads, str(THREADS)) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def interleave(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Run A B C A B C …, so that a slow minute of the machine hits all of them."""
+    samples: dict[str, list[T]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        for name, sample in contenders.items():
+            say(f"round {turn + 1}/{rounds}: {name}")
+            samples[name].append(sample())
+    return samples
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def say(message: str) -> None:
+    """Progress, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the model files in a folder (tokenizers and configurations not counted)."""
+    if path.is_file():
+        return path.stat().st_size
+    model = (".onnx", ".data", ".onnx_data", ".bin", ".gguf")
+    return sum(file.stat().st_size for file in path.rglob("*") if file.name.endswith(model))
+
+
+def fresh(path: Path) -> Path:
+    """The path, with nothing at it and its parent there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def machine() -> Row:
+    """What a reader needs to know to judge a timing."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": THREADS,
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as an aligned markdown table; the first row's keys are the columns."""
+    header = list(rows[0])
+    cells = [header, *([_cell(row.get(name)) for name in header] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def publish(name: str, document: Row, *, as_json: bool) -> None:
+    """Write results/NAME.json and print it: tables for people, or the document."""
+    document = {"benchmark": name, "machine": machine()} | document
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    if as_json:
+        print(json.dumps(document))
+        return
+    print("\n\n".join(table(rows) for rows in document["tables"].values()))
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """What every benchmark command takes."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print the JSON document instead of tables")
+    return made
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def _text(stream: Any) -> str:
+    stream.seek(0)
+    return stream.read().decode("utf-8", "replace")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()

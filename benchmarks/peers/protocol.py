@@ -1,0 +1,84 @@
+"""What a peer's file answers on its command line.
+
+    make SOURCE OUT              make the artifact, print {"seconds", "peak_rss_bytes", "files"}
+    logits MODEL TOKENS OUT      TOKENS int64 [N, S] → OUT float32 [N, S, V], both .npy
+    speed MODEL                  print {"prefill_tokens_per_second", "decode_tokens_per_second"}
+
+Only what every environment has is imported here: the standard library, and numpy where logits are written.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+THREADS = 2
+CONTEXT = 512
+"""Tokens of the prefill, and of the context in which decoding starts."""
+STEPS = 64
+"""Decode steps that are timed."""
+
+Command = Callable[..., Any]
+
+
+def main(**commands: Command) -> None:
+    """Call the command named by the first argument with the paths that follow; print what it returns as JSON."""
+    name, *arguments = sys.argv[1:]
+    result = commands[name](*map(Path, arguments))
+    if result is not None:
+        print(json.dumps(result))
+
+
+def making(make: Callable[[Path, Path], None]) -> Command:
+    """Wrap a function that makes OUT from SOURCE so that it reports what it took."""
+
+    def timed(source: Path, out: Path) -> dict[str, Any]:
+        start = time.perf_counter()
+        make(source, out)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {
+            "seconds": time.perf_counter() - start,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "files": {str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*")) if f.is_file()},
+        }
+
+    return timed
+
+
+def write_logits(tokens: Path, out: Path, logits_of: Callable[[Any], Any]) -> None:
+    """Run windows one by one; ``logits_of`` maps int64 ``[S]`` to float32 ``[S, V]``, from an empty context."""
+    import numpy as np
+
+    windows = np.load(tokens)
+    sink = None
+    for index, window in enumerate(windows):
+        logits = logits_of(window)
+        if sink is None:
+            shape = (len(windows), *logits.shape)
+            sink = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
+        sink[index] = logits
+
+
+def time_decoder(prefill: Callable[[], None], step: Callable[[], None]) -> dict[str, float]:
+    """Tokens per second of one prefill of CONTEXT tokens, then of STEPS single tokens after it.
+
+    ``prefill`` starts from an empty cache each time; the first one, with a few steps, warms up and is not counted.
+    """
+    prefill()
+    for _ in range(4):
+        step()
+    start = time.perf_counter()
+    prefill()
+    prefilled = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    done = time.perf_counter()
+    return {
+        "prefill_tokens_per_second": CONTEXT / (prefilled - start),
+        "decode_tokens_per_second": STEPS / (done - prefilled),
+    }

@@ -1,0 +1,23 @@
+"""What quality is measured on: English that Python carries, the part that calibration never sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+from tokenizers import Tokenizer
+
+WINDOW = 512
+HELD_OUT = 0.8
+"""Calibration reads the text before this share of it, evaluation what comes after."""
+
+
+def evaluation_windows(tokenizer: Path, predicted: int) -> np.ndarray:
+    """Token windows ``[N, WINDOW]`` int64 in which at least ``predicted`` positions have a known next token."""
+    whole = "\n".join(topics[name] for name in sorted(topics))
+    ids = Tokenizer.from_file(str(tokenizer)).encode(whole[int(len(whole) * HELD_OUT) :]).ids
+    count = -(-predicted // (WINDOW - 1))
+    if len(ids) < count * WINDOW:
+        raise ValueError(f"the text has {len(ids)} tokens, {count * WINDOW} are needed")
+    return np.array(ids[: count * WINDOW], np.int64).reshape(count, WINDOW)

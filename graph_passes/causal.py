@@ -1,0 +1,137 @@
+"""Recognises the canonical graph's mask and positions by their structure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from graph_passes.matching import attribute, constant, either_order, is_ints, producer
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """Query s may see key t: ``t ≤ s``, ``t > s − window``, and t is not padding.
+
+    Attributes:
+        attention_mask: int64 ``[B, T]``, 1 for a real token.
+        window: keys that a query sees, itself included; None for all.
+    """
+
+    attention_mask: ir.Value
+    window: int | None
+
+
+def mask_structure(mask: ir.Value) -> Causal | str:
+    """What a bool mask ``[B, 1, S, T]`` says, or why it is not understood."""
+    node = producer(mask, "And")
+    if node is None:
+        return "its mask is not (causal and valid)"
+    for seen, valid in either_order(node):
+        attention_mask = _valid(valid)
+        if attention_mask is None:
+            continue
+        found = _seen(seen, attention_mask)
+        if found is not None:
+            return found
+    return "its mask is neither causal and valid, nor causal, recent and valid"
+
+
+def _valid(value: ir.Value) -> ir.Value | None:
+    """attention_mask of ``Unsqueeze(Cast(attention_mask, bool), [1, 2])``."""
+    unsqueeze = producer(value, "Unsqueeze")
+    if unsqueeze is None or not is_ints(unsqueeze.inputs[1], 1, 2):
+        return None
+    cast = producer(unsqueeze.inputs[0], "Cast")
+    if cast is None or attribute(cast, "to", None) != ir.DataType.BOOL:
+        return None
+    source = cast.inputs[0]
+    return source if source is not None and source.is_graph_input() else None
+
+
+def _seen(value: ir.Value, attention_mask: ir.Value) -> Causal | None:
+    causal = producer(value, "LessOrEqual")
+    if causal is not None and _is_causal(causal, attention_mask):
+        return Causal(attention_mask, None)
+    both = producer(value, "And")
+    if both is None:
+        return None
+    for left, right in either_order(both):
+        causal, recent = producer(left, "LessOrEqual"), producer(right, "Greater")
+        if causal is None or recent is None or not _is_causal(causal, attention_mask):
+            continue
+        window = _window(recent, causal)
+        if window is not None:
+            return Causal(attention_mask, window)
+    return None
+
+
+def _is_causal(node: ir.Node, attention_mask: ir.Value) -> bool:
+    """keys ≤ queries, keys = 0 … T−1, queries = past … T−1 as a column."""
+    keys, column = producer(node.inputs[0], "Range"), producer(node.inputs[1], "Unsqueeze")
+    queries = producer(column.inputs[0], "Range") if column else None
+    if keys is None or column is None or queries is None or not is_ints(column.inputs[1], 1):
+        return False
+    if not (is_ints(keys.inputs[0], 0) and is_ints(keys.inputs[2], 1) and is_ints(queries.inputs[2], 1)):
+        return False
+    totals = (_scalar(keys.inputs[1]), _scalar(queries.inputs[1]))
+    if not all(_is_columns(total, attention_mask) for total in totals):
+        return False
+    return _is_past(_scalar(queries.inputs[0]), attention_mask)
+
+
+def _window(recent: ir.Node, causal: ir.Node) -> int | None:
+    """w of keys > queries − w, on the same keys and queries."""
+    keys, oldest = recent.inputs
+    sub = producer(oldest, "Sub")
+    if keys is not causal.inputs[0] or sub is None or sub.inputs[0] is not causal.inputs[1]:
+        return None
+    width = constant(sub.inputs[1])
+    return int(width.item()) if width is not None and width.size == 1 and width.item() > 0 else None
+
+
+def positions_of(value: ir.Value | None) -> ir.Value | None:
+    """attention_mask of ``max(cumsum(attention_mask) − 1, 0)[:, past:]``, the canonical positions ``[B, S]``."""
+    slice_ = producer(value, "Slice")
+    if slice_ is None or len(slice_.inputs) != 4 or not is_ints(slice_.inputs[3], 1):
+        return None
+    end = constant(slice_.inputs[2])
+    clipped = producer(slice_.inputs[0], "Max")
+    if end is None or end.item() != 2**63 - 1 or clipped is None or not is_ints(clipped.inputs[1], 0):
+        return None
+    minus_one = producer(clipped.inputs[0], "Sub")
+    if minus_one is None or not is_ints(minus_one.inputs[1], 1):
+        return None
+    count = producer(minus_one.inputs[0], "CumSum")
+    if count is None or not is_ints(count.inputs[1], 1) or count.inputs[0] is None:
+        return None
+    if attribute(count, "exclusive", 0) or attribute(count, "reverse", 0):
+        return None
+    return count.inputs[0] if _is_past(slice_.inputs[1], count.inputs[0]) else None
+
+
+def _scalar(value: ir.Value | None) -> ir.Value | None:
+    squeeze = producer(value, "Squeeze")
+    return squeeze.inputs[0] if squeeze else None
+
+
+def _is_columns(value: ir.Value | None, matrix: ir.Value) -> bool:
+    """value = the number of columns of a matrix, as a vector of one."""
+    shape = producer(value, "Shape")
+    return shape is not None and shape.inputs[0] is matrix and _second_dim(shape)
+
+
+def _is_past(value: ir.Value | None, attention_mask: ir.Value) -> bool:
+    """value = columns of the attention mask − columns of the tokens."""
+    sub = producer(value, "Sub")
+    if sub is None or not _is_columns(sub.inputs[0], attention_mask):
+        return False
+    length = producer(sub.inputs[1], "Shape")
+    if length is None or length.inputs[0] is None or not _second_dim(length):
+        return False
+    tokens = length.inputs[0]
+    return tokens.is_graph_input() and tokens is not attention_mask
+
+
+def _second_dim(shape: ir.Node) -> bool:
+    return attribute(shape, "start", 0) == 1 and attribute(shape, "end", None) == 2

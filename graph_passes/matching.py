@@ -1,0 +1,147 @@
+"""Questions that a pass asks of a graph, and the one way in which it replaces a piece of it.
+
+Everything goes by object identity: values and nodes are compared, names never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.weights import Weight, WeightTensor
+
+ROLE = "onnx_gpt.role"
+"""Metadata key under which a node carries its role (`exporter.build` writes it)."""
+
+MICROSOFT = "com.microsoft"
+"""Domain of onnxruntime's own operators."""
+
+SMALL = 4096
+"""Bytes up to which a constant may be looked at. Weights are never read."""
+
+
+def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
+    """The node that makes a value, if it is of this op."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and node.domain == domain else None
+
+
+def is_private(value: ir.Value) -> bool:
+    """Whether exactly one node uses the value, once, and the graph does not give it out."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def consumers(value: ir.Value, op_type: str, domain: str = "") -> list[ir.Node]:
+    """The nodes of this op that use the value."""
+    return [node for node, _ in value.uses() if node.op_type == op_type and node.domain == domain]
+
+
+def either_order(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Both orders of a commutative op's two operands."""
+    a, b = node.inputs
+    if a is not None and b is not None:
+        yield a, b
+        yield b, a
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """A small constant's value; None for weights, for what is computed, and for defaults that a caller may override."""
+    tensor = value.const_value if value is not None else None
+    if value is None or tensor is None or not value.is_initializer() or value.is_graph_input():
+        return None
+    if isinstance(tensor, ir.LazyTensor) or tensor.nbytes > SMALL:
+        return None
+    return tensor.numpy()
+
+
+def is_ints(value: ir.Value | None, *expected: int) -> bool:
+    """Whether a value is the constant integer, or list of integers, given."""
+    array = constant(value)
+    return array is not None and array.dtype.kind == "i" and array.reshape(-1).tolist() == list(expected)
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """An attribute's value, or its default where the node does not set it."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def weight_of(value: ir.Value | None, *, transpose: bool) -> Weight | None:
+    """The unread weight behind an initializer: ``[out, in]`` of a linear map with ``transpose``, else a vector or table."""
+    tensor = value.const_value if value is not None else None
+    if isinstance(tensor, WeightTensor) and tensor.transpose == transpose:
+        return tensor.weight
+    return None
+
+
+def same_shape(a: ir.Value, b: ir.Value) -> bool:
+    """Whether two values have the same shape for certain: a dim nobody knows is equal to none."""
+    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return False
+    return all(x == y and (isinstance(x, int) or x.value is not None) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def role_of(node: ir.Node) -> str:
+    """The node's role, ``layers.3.ffn.down``; its name where it carries none."""
+    return node.metadata_props.get(ROLE) or node.name or node.op_type
+
+
+def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add a constant to the graph; its name is made unique."""
+    name, count = str(tensor.name), 0
+    while name in graph.initializers:
+        count += 1
+        name = f"{tensor.name}_{count}"
+    tensor.name = name
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def make(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    name: str,
+    *,
+    domain: str = "",
+    outputs: int = 1,
+    role: str = "",
+    **attributes: Any,
+) -> ir.Node:
+    """A new node that belongs to no graph yet; its outputs are named after it."""
+    names = [name, *(f"{name}.{i}" for i in range(1, outputs))]
+    return ir.node(
+        op_type,
+        inputs,
+        attributes,
+        domain=domain,
+        outputs=[ir.Value(name=n) for n in names],
+        name=name,
+        metadata_props={ROLE: role} if role else None,
+    )
+
+
+def replace(
+    at: ir.Node,
+    old: Sequence[ir.Node],
+    new: Sequence[ir.Node],
+    values: Sequence[tuple[ir.Value, ir.Value]],
+) -> None:
+    """Put new nodes after ``at``, hand the uses, names, types and shapes of old values to new ones, drop the old nodes.
+
+    Args:
+        at: its inputs and everything before it are what the new nodes may use. May be one of ``old``.
+        values: ``(old, new)`` pairs; outputs of ``old`` nodes that are missing here must have no other use.
+    """
+    graph = at.graph
+    assert graph is not None
+    for node in new:
+        if node.domain:
+            graph.opset_imports.setdefault(node.domain, 1)
+    olds, news = [o for o, _ in values], [n for _, n in values]
+    ir.convenience.replace_nodes_and_values(graph, at, old, new, olds, news)

@@ -1,0 +1,122 @@
+"""Attention(rotary(q), rotary(k), v; causal ∧ valid) ⇒ GroupQueryAttention(q, k, v; cos, sin, seqlens_k).
+
+GroupQueryAttention rotates, masks and appends to the cache by itself. It knows how long each row is from
+``seqlens_k = Σ attention_mask − 1``, so a row's tokens are its first ones: batches are padded on the right, and each
+row goes on at its own length. That is the canonical graph's answer for every token that is not padding. A batch padded
+on the left makes the graph fail (`lengths`); it is never silently wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from graph_passes.causal import mask_structure, positions_of
+from graph_passes.lengths import Lengths, lengths
+from graph_passes.matching import MICROSOFT, attribute, is_private, make, producer, replace, role_of
+from graph_passes.outcome import Outcome
+
+KIND = "fp"
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """What GroupQueryAttention needs to know. ``rotations`` are the rotary nodes of q and k, or nothing."""
+
+    node: ir.Node
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    past: tuple[ir.Value | None, ...]
+    attention_mask: ir.Value
+    window: int | None
+    rotations: tuple[ir.Node, ...]
+
+
+def apply(model: ir.Model) -> Outcome:
+    known: dict[ir.Value, Lengths] = {}
+    refused = []
+    fired = 0
+    for node in [n for n in model.graph if n.op_type == "Attention" and n.domain == ""]:
+        found = match(node)
+        if isinstance(found, str):
+            refused.append(f"{role_of(node)}: {found}")
+            continue
+        if found.attention_mask not in known:
+            known[found.attention_mask] = lengths(model.graph, found.attention_mask)
+        rewrite(found, known[found.attention_mask])
+        fired += 1
+    return Outcome(fired, tuple(refused))
+
+
+def match(node: ir.Node) -> Match | str:
+    """The parts of an Attention that GroupQueryAttention can take over, or why it cannot."""
+    inputs = [*node.inputs, None, None, None][:6]
+    query, key, value, mask, *past = inputs
+    if query is None or key is None or value is None or mask is None:
+        return "it has no mask"
+    if attribute(node, "is_causal", 0) or attribute(node, "q_num_heads", 0) == 0:
+        return "is_causal is set, or q, k and v are not [B, S, H·D]"
+    if len(node.outputs) > 3 and node.outputs[3].uses():
+        return "its scores are used"
+    if len(node.inputs) > 6:
+        return "it masks its cache by length"
+    seen = mask_structure(mask)
+    if isinstance(seen, str):
+        return seen
+    rotations = _rotations(query, key, seen.attention_mask)
+    if isinstance(rotations, str):
+        return rotations
+    if rotations:
+        query, key = (rotation.inputs[0] for rotation in rotations)
+        assert query is not None and key is not None
+    return Match(node, query, key, value, tuple(past), seen.attention_mask, seen.window, rotations)
+
+
+def _rotations(query: ir.Value, key: ir.Value, attention_mask: ir.Value) -> tuple[ir.Node, ...] | str:
+    of_query, of_key = producer(query, "RotaryEmbedding"), producer(key, "RotaryEmbedding")
+    if of_query is None and of_key is None:
+        return ()
+    if of_query is None or of_key is None:
+        return "only one of q and k is rotated"
+    if not (is_private(query) and is_private(key)):
+        return "a rotated q or k is used elsewhere"
+    if of_query.inputs[1:] != of_key.inputs[1:] or len(of_query.inputs) != 4:
+        return "q and k are rotated by different tables or positions"
+    for name, default in (("interleaved", 0), ("rotary_embedding_dim", 0)):
+        if attribute(of_query, name, default) != attribute(of_key, name, default):
+            return f"q and k are rotated with different {name}"
+    if positions_of(of_query.inputs[3]) is not attention_mask:
+        return "its rotary positions are not counted from its attention mask"
+    return of_query, of_key
+
+
+def rewrite(found: Match, known: Lengths) -> None:
+    node = found.node
+    attributes = {
+        "num_heads": attribute(node, "q_num_heads", 0),
+        "kv_num_heads": attribute(node, "kv_num_heads", 0),
+        "do_rotary": 1 if found.rotations else 0,
+    }
+    for name in ("scale", "softcap"):
+        if name in node.attributes:
+            attributes[name] = float(attribute(node, name, 0.0))
+    if found.window is not None:
+        attributes["local_window_size"] = found.window
+    tables: tuple[ir.Value | None, ...] = ()
+    if found.rotations:
+        tables = tuple(found.rotations[0].inputs[1:3])
+        attributes["rotary_interleaved"] = attribute(found.rotations[0], "interleaved", 0)
+    fused = make(
+        "GroupQueryAttention",
+        [found.query, found.key, found.value, *found.past, known.tokens, known.total, *tables],
+        str(node.name),
+        domain=MICROSOFT,
+        outputs=3,
+        role=role_of(node),
+        **attributes,
+    )
+    replace(
+        node, [node, *found.rotations], [fused], list(zip(node.outputs[:3], fused.outputs, strict=False))
+    )

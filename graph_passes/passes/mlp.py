@@ -1,0 +1,51 @@
+"""(x·Wg, x·Wu) ⇒ split(x·[Wg Wu]); x·σ(x) ⇒ QuickGelu(x; α=1)."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graph_passes.linear import linear_of, split_last, stacked
+from graph_passes.matching import MICROSOFT, either_order, is_private, make, producer, replace, role_of
+from graph_passes.outcome import Outcome
+
+KIND = "fp"
+
+
+def apply(model: ir.Model) -> Outcome:
+    fired = sum([_silu(node) for node in list(model.graph) if node.op_type == "Mul" and node.domain == ""])
+    fired += sum([_gate(node) for node in list(model.graph) if node.op_type == "Mul" and node.domain == ""])
+    return Outcome(fired)
+
+
+def _silu(node: ir.Node) -> bool:
+    """x · σ(x) ⇒ QuickGelu."""
+    for x, gate in either_order(node):
+        sigmoid = producer(gate, "Sigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is x and is_private(gate):
+            fused = make("QuickGelu", [x], str(node.name), domain=MICROSOFT, alpha=1.0)
+            replace(node, [sigmoid, node], [fused], [(node.outputs[0], fused.outputs[0])])
+            return True
+    return False
+
+
+def _gate(node: ir.Node) -> bool:
+    """act(gate(x)) · up(x): one linear map, split."""
+    for activated, up in either_order(node):
+        activation = activated.producer()
+        if activation is None or len(activation.inputs) != 1 or not is_private(activated):
+            continue
+        linears = [linear for linear in (linear_of(activation.inputs[0]), linear_of(up)) if linear is not None]
+        if len(linears) != 2:
+            continue
+        new = stacked(linears, "gate_up")
+        if isinstance(new, str):
+            continue
+        sizes = [linear.weight.shape[0] for linear in linears]
+        graph = node.graph
+        assert graph is not None
+        split = split_last(graph, new[-1].outputs[0], sizes, f"{role_of(new[0])}.split")
+        old = [n for linear in linears for n in linear.nodes]
+        values = [(linear.output, part) for linear, part in zip(linears, split.outputs, strict=True)]
+        replace(linears[0].first, old, [*new, split], values)
+        return True
+    return False

@@ -1,0 +1,65 @@
+"""(x·Wq, x·Wk, x·Wv) ⇒ split(x·[Wq Wk Wv]); whole and unsplit where it goes straight into GroupQueryAttention."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graph_passes.linear import Linear, linear_of, split_last, stacked
+from graph_passes.matching import MICROSOFT, is_private, producer, replace, role_of
+from graph_passes.outcome import Outcome
+
+KIND = "fp"
+
+
+def apply(model: ir.Model) -> Outcome:
+    fired, refused = 0, []
+    for node in [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == MICROSOFT]:
+        if node.inputs[1] is None:
+            continue  # packed already
+        reason = _pack(node)
+        if reason:
+            refused.append(f"{role_of(node)}: {reason}")
+        else:
+            fired += 1
+    return Outcome(fired, tuple(refused))
+
+
+def _pack(node: ir.Node) -> str:
+    """Pack the projections of one attention; why not, where that cannot be."""
+    projected = [_before_head_norm(value) for value in node.inputs[:3]]
+    found = [linear_of(value) for value in projected]
+    linears = [linear for linear in found if linear is not None]
+    if len(linears) != 3:
+        return "q, k and v are not all private linear maps"
+    new = stacked(linears, "qkv")
+    if isinstance(new, str):
+        return new
+    packed = new[-1].outputs[0]
+    old = [n for linear in linears for n in linear.nodes]
+    if all(value is node.inputs[i] for i, value in enumerate(projected)):
+        for i, value in enumerate((packed, None, None)):
+            node.replace_input_with(i, value)
+        replace(linears[0].first, old, new, [])
+        return ""
+    return _split(linears, old, new)
+
+
+def _split(linears: list[Linear], old: list[ir.Node], new: list[ir.Node]) -> str:
+    graph = linears[0].first.graph
+    assert graph is not None
+    sizes = [linear.weight.shape[0] for linear in linears]
+    split = split_last(graph, new[-1].outputs[0], sizes, f"{role_of(new[0])}.split")
+    parts = [(linear.output, part) for linear, part in zip(linears, split.outputs, strict=True)]
+    replace(linears[0].first, old, [*new, split], parts)
+    return ""
+
+
+def _before_head_norm(value: ir.Value | None) -> ir.Value | None:
+    """The projection under ``merge_heads(norm(split_heads(·)))``; the value itself where there is no norm."""
+    merge = producer(value, "Reshape")
+    norm = producer(merge.inputs[0], "RMSNormalization") if merge else None
+    split = producer(norm.inputs[0], "Reshape") if norm else None
+    if merge is None or norm is None or split is None:
+        return value
+    private = all(is_private(node.outputs[0]) for node in (merge, norm, split))
+    return split.inputs[0] if private else value

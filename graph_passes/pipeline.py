@@ -1,0 +1,174 @@
+"""A pipeline is text: pass names in order, each with its options, ``fold, attention, norm{standard=true}``.
+
+It parses to steps and prints back; the report of a bundle records it. Passes run one after the other on one model,
+which they change in place, and the graph's invariants are checked after each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, cast
+
+import onnx_ir as ir
+
+from graph_passes import passes
+from exporter.errors import Exit, OnnxGptError
+from graph_passes.invariants import Snapshot, check
+from graph_passes.outcome import Outcome
+from graph_passes.shapes import infer_shapes
+
+Kind = Literal["exact", "fp", "lossy"]
+Option = bool | int | float | str
+
+
+class Pass(Protocol):
+    """What a pass's file offers. Its docstring states the identity that it uses.
+
+    ``KIND`` is what the rewrite does to values: ``exact`` keeps every bit, ``fp`` reorders float arithmetic (error at
+    most 4× that of the unfused graph against float64), ``lossy`` changes them and has to be asked for.
+    """
+
+    __name__: str
+    KIND: Kind
+
+    @staticmethod
+    def apply(model: ir.Model, **options: Option) -> Outcome: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One pass of a pipeline with its options."""
+
+    name: str
+    options: tuple[tuple[str, Option], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        return f"{self.name}{{{', '.join(f'{key}={_print(value)}' for key, value in self.options)}}}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PassReport:
+    """What a pass did.
+
+    Attributes:
+        fired: rewrites made.
+        refused: rewrites that nearly applied, each with the condition that failed.
+        nodes_before, nodes_after: nodes of the graph.
+        seconds: wall time, checks included.
+    """
+
+    name: str
+    kind: Kind
+    fired: int
+    refused: tuple[str, ...]
+    nodes_before: int
+    nodes_after: int
+    seconds: float
+
+
+@functools.cache
+def passes_by_name() -> Mapping[str, Pass]:
+    """Passes by file name."""
+    names = sorted(m.name for m in pkgutil.iter_modules(passes.__path__))
+    return {name: cast(Pass, importlib.import_module(f"graph_passes.passes.{name}")) for name in names}
+
+
+_STEP = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+_OPTION = re.compile(r"\s*([a-z][a-z0-9_]*)\s*=\s*([^\s,=]+)\s*(?:,|$)")
+
+
+def parse(text: str) -> tuple[Step, ...]:
+    """Read a pipeline.
+
+    Raises:
+        OnnxGptError: ``pipeline-invalid`` (exit 2) for text that is no pipeline, an unknown pass or option.
+    """
+    steps = []
+    for name, options in _all_of(_STEP, text, text):
+        known = passes_by_name().get(name)
+        if known is None:
+            raise _invalid(f"there is no pass called {name!r}", f"use some of {', '.join(passes_by_name())}")
+        given = tuple((key, _value(raw)) for key, raw in _all_of(_OPTION, options or "", text))
+        allowed = set(inspect.signature(known.apply).parameters) - {"model"}
+        for key, _ in given:
+            if key not in allowed:
+                raise _invalid(
+                    f"pass {name!r} has no option {key!r}",
+                    f"its options are: {', '.join(sorted(allowed))}" if allowed else "it has no options",
+                )
+        steps.append(Step(name, given))
+    return tuple(steps)
+
+
+def to_text(steps: Sequence[Step]) -> str:
+    """The text that `parse` reads back to the same steps."""
+    return ", ".join(map(str, steps))
+
+
+def run_pipeline(model: ir.Model, pipeline: str | Sequence[Step]) -> tuple[PassReport, ...]:
+    """Run passes on a model, which is changed in place. No weight is read.
+
+    Raises:
+        OnnxGptError: ``pipeline-invalid`` (exit 2).
+    """
+    steps = parse(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
+    infer_shapes(model)
+    return tuple(_run(model, step) for step in steps)
+
+
+def _run(model: ir.Model, step: Step) -> PassReport:
+    rewrite = passes_by_name()[step.name]
+    started = time.perf_counter()
+    before = Snapshot.of(model)
+    outcome = rewrite.apply(model, **dict(step.options))
+    check(model, before, step.name)
+    return PassReport(
+        step.name,
+        rewrite.KIND,
+        outcome.fired,
+        outcome.refused,
+        before.nodes,
+        model.graph.num_nodes(),
+        time.perf_counter() - started,
+    )
+
+
+def _all_of(pattern: re.Pattern[str], text: str, whole: str) -> list[tuple[str, str]]:
+    found, at = [], 0
+    while at < len(text):
+        match = pattern.match(text, at)
+        if match is None or (match.end() == len(text) and text.rstrip().endswith(",")):
+            raise _invalid(
+                f"{whole!r} is not a pipeline (at {text[at:]!r})", "write it as 'name, name{option=value}'"
+            )
+        found.append((match[1], match[2]))
+        at = match.end()
+    return found
+
+
+def _value(raw: str) -> Option:
+    if raw in ("true", "false"):
+        return raw == "true"
+    for number in (int, float):
+        try:
+            return number(raw)
+        except ValueError:
+            continue
+    return raw
+
+
+def _print(value: Option) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _invalid(cause: str, remedy: str) -> OnnxGptError:
+    return OnnxGptError("pipeline-invalid", cause, remedy, exit=Exit.USAGE)
