@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.peers.protocol import THREADS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-THREADS = 2
-"""Threads that every contender runs with."""
 
 Row = dict[str, Any]
 T = TypeVar("T")

@@ -104,10 +104,11 @@ def scheme_of(name: str, *, block_size: int | None = None, table_bits: int | Non
             raise _invalid("keep takes the source's own grid", "drop the block size and the table bits")
         return Keep()
     bits = int(name.removeprefix("int"))
-    wide = bits if table_bits is None else table_bits
-    return RoundToNearest(
-        Grid(bits, block_size or BLOCK_SIZE[bits]), Grid(wide, block_size or BLOCK_SIZE.get(wide, 32))
-    )
+
+    def grid(width: int) -> Grid:
+        return Grid(width, BLOCK_SIZE.get(width, 32) if block_size is None else block_size)
+
+    return RoundToNearest(grid(bits), grid(bits if table_bits is None else table_bits))
 
 
 def _invalid(cause: str, remedy: str) -> OnnxGptError:

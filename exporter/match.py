@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from exporter.decoder import Decoder, Part
 from exporter.errors import rejected
-from exporter.weights import Plus, Rows, Transposed, Weight
+from exporter.weights import NotFloat, Rows, Weight, plus, transposed
 
 
 def match_weights(
@@ -22,6 +22,7 @@ def match_weights(
         OnnxGptError: ``weights-mismatch``, listing all missing, unused and mis-shaped tensors at once.
     """
     parts = dict(decoder.parts())
+    weights = with_base_prefix(weights, decoder.base_prefix)
     findings = _missing_or_misshaped(parts.values(), weights)
     used = {part.name for part in parts.values()}
     ignore = [re.compile(pattern) for pattern in ignored]
@@ -41,6 +42,15 @@ def match_weights(
     return {role: resolve(part, weights[part.name]) for role, part in parts.items()}
 
 
+def with_base_prefix(weights: Mapping[str, Weight], prefix: str) -> Mapping[str, Weight]:
+    """The same tensors under full names, where a file was saved from the model without its head (``wte.weight``)."""
+    if not prefix or any(name.startswith(prefix) for name in weights):
+        return weights
+    return {
+        name if name.startswith("lm_head.") else prefix + name: weight for name, weight in weights.items()
+    }
+
+
 def _missing_or_misshaped(parts: Iterable[Part], weights: Mapping[str, Weight]) -> list[str]:
     findings: dict[str, str] = {}
     for part in parts:
@@ -51,15 +61,17 @@ def _missing_or_misshaped(parts: Iterable[Part], weights: Mapping[str, Weight]) 
             findings[part.name] = (
                 f"shape: {part.name} is {list(weight.shape)}, the configuration asks for {list(part.stored_shape)}"
             )
+        elif isinstance(weight, NotFloat):
+            findings[part.name] = f"dtype: {part.name} is {weight.dtype}, which is not a float type"
     return list(findings.values())
 
 
 def resolve(part: Part, weight: Weight) -> Weight:
     """The part's value as an expression over the stored tensor."""
     if part.transposed:
-        weight = Transposed(weight)
+        weight = transposed(weight)
     if part.rows is not None:
         weight = Rows(weight, part.rows)
     if part.plus:
-        weight = Plus(weight, part.plus)
+        weight = plus(weight, part.plus)
     return weight

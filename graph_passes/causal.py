@@ -91,7 +91,8 @@ def _window(recent: ir.Node, causal: ir.Node) -> int | None:
 
 
 def positions_of(value: ir.Value | None) -> ir.Value | None:
-    """attention_mask of ``max(cumsum(attention_mask) − 1, 0)[:, past:]``, the canonical positions ``[B, S]``."""
+    """attention_mask of the canonical positions ``[B, S]``: ``max(cumsum(attention_mask) − 1, 0)[:,
+    past:]``."""
     slice_ = producer(value, "Slice")
     if slice_ is None or len(slice_.inputs) != 4 or not is_ints(slice_.inputs[3], 1):
         return None
@@ -134,4 +135,4 @@ def _is_past(value: ir.Value | None, attention_mask: ir.Value) -> bool:
 
 
 def _second_dim(shape: ir.Node) -> bool:
-    return attribute(shape, "start", 0) == 1 and attribute(shape, "end", None) == 2
+    return bool(attribute(shape, "start", 0) == 1 and attribute(shape, "end", None) == 2)

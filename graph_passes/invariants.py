@@ -34,8 +34,9 @@ class Snapshot:
 def check(model: ir.Model, before: Snapshot, name: str) -> None:
     """Compare a model with what it was before the pass ``name``.
 
-    The graph is in topological order and uses no value that nothing makes; names are unique; inputs and outputs keep
-    names, types and shapes; initializers that were there keep their tensors, and new ones are small or lazy.
+    The graph is in topological order and uses no value that nothing makes; names are unique; inputs and
+    outputs keep names, types and shapes; initializers that were there keep their tensors, and new ones are
+    small or lazy.
 
     Raises:
         AssertionError: naming the pass and the invariant.
@@ -64,7 +65,9 @@ def _check_order(graph: ir.Graph, hold: Callable[[bool, str], None]) -> None:
     names = {value.name for value in known}
     for node in graph:
         for value in node.inputs:
-            hold(value is None or value in known, f"{node.name} uses {value and value.name} before it is made")
+            hold(
+                value is None or value in known, f"{node.name} uses {value and value.name} before it is made"
+            )
         for value in node.outputs:
             if value.name == "":
                 continue

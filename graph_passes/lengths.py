@@ -1,4 +1,5 @@
-"""How long each row of a batch is, as GroupQueryAttention wants to know it, and a guard against padding it cannot see."""
+"""How long each row of a batch is, as GroupQueryAttention wants to know it, and a guard against left
+padding."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ LEFT_PADDING = "left_padding_is_not_supported_pad_on_the_right"
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Attributes:
-    tokens: ``seqlens_k`` int32 ``[B]``, tokens in each row so far, minus 1.
-    total: ``total_sequence_length`` int32 ``[1]``, columns of the attention mask.
+    """What every attention of a graph shares.
+
+    Attributes:
+        tokens: ``seqlens_k`` int32 ``[B]``, tokens in each row so far, minus 1.
+        total: ``total_sequence_length`` int32 ``[1]``, columns of the attention mask.
     """
 
     tokens: ir.Value
@@ -27,8 +30,8 @@ class Lengths:
 def lengths(graph: ir.Graph, attention_mask: ir.Value) -> Lengths:
     """Add the nodes, once for a graph, in front of everything else.
 
-    ``tokens = Σ mask + table[argmax mask]`` where the table is ``[−1]``: the index of a row's first real token is 0, or
-    Gather finds it out of range. So the guard costs two nodes, and no optimiser can drop it.
+    ``tokens = Σ mask + table[argmax mask]`` where the table is ``[−1]``: the index of a row's first real
+    token is 0, or Gather finds it out of range. So the guard costs two nodes, and no optimiser can drop it.
     """
     axis = initializer(graph, ir.tensor(np.array([1], np.int64), name="lengths.axis"))
     table = initializer(graph, ir.tensor(np.array([-1], np.int32), name="lengths.minus_one"))

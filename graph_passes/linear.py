@@ -95,5 +95,7 @@ def stacked(linears: Sequence[Linear], name: str) -> list[ir.Node] | str:
 
 def split_last(graph: ir.Graph, value: ir.Value, sizes: Sequence[int], name: str) -> ir.Node:
     """``Split`` of the last axis into parts of the given sizes."""
+    if len(set(sizes)) == 1:
+        return make("Split", [value], name, outputs=len(sizes), axis=-1, num_outputs=len(sizes))
     array = ir.tensor(np.array(sizes, np.int64), name=f"{name}.sizes")
     return make("Split", [value, initializer(graph, array)], name, outputs=len(sizes), axis=-1)

@@ -48,7 +48,8 @@ def either_order(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """A small constant's value; None for weights, for what is computed, and for defaults that a caller may override."""
+    """A small constant's value; None for weights, for what is computed, and for inputs that have a
+    default."""
     tensor = value.const_value if value is not None else None
     if value is None or tensor is None or not value.is_initializer() or value.is_graph_input():
         return None
@@ -70,7 +71,8 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def weight_of(value: ir.Value | None, *, transpose: bool) -> Weight | None:
-    """The unread weight behind an initializer: ``[out, in]`` of a linear map with ``transpose``, else a vector or table."""
+    """The unread weight of an initializer: ``[out, in]`` of a linear map with ``transpose``, else a vector or
+    table."""
     tensor = value.const_value if value is not None else None
     if isinstance(tensor, WeightTensor) and tensor.transpose == transpose:
         return tensor.weight
@@ -81,7 +83,9 @@ def same_shape(a: ir.Value, b: ir.Value) -> bool:
     """Whether two values have the same shape for certain: a dim nobody knows is equal to none."""
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
-    return all(x == y and (isinstance(x, int) or x.value is not None) for x, y in zip(a.shape, b.shape, strict=True))
+    return all(
+        x == y and (isinstance(x, int) or x.value is not None) for x, y in zip(a.shape, b.shape, strict=True)
+    )
 
 
 def role_of(node: ir.Node) -> str:
@@ -96,9 +100,8 @@ def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
         count += 1
         name = f"{tensor.name}_{count}"
     tensor.name = name
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-    )
+    shape = ir.Shape([dim for dim in tensor.shape if isinstance(dim, int)])
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -132,7 +135,8 @@ def replace(
     new: Sequence[ir.Node],
     values: Sequence[tuple[ir.Value, ir.Value]],
 ) -> None:
-    """Put new nodes after ``at``, hand the uses, names, types and shapes of old values to new ones, drop the old nodes.
+    """Put new nodes after ``at``, give them the uses, names, types and shapes of old values, drop the old
+    nodes.
 
     Args:
         at: its inputs and everything before it are what the new nodes may use. May be one of ``old``.

@@ -1,7 +1,8 @@
-"""A pipeline is text: pass names in order, each with its options, ``fold, attention, norm{standard=true}``.
+"""A pipeline is text: names of passes in order, each with its options, ``fold, attention,
+opset{version=21}``.
 
-It parses to steps and prints back; the report of a bundle records it. Passes run one after the other on one model,
-which they change in place, and the graph's invariants are checked after each.
+It parses to steps and prints back; the report of a bundle records it. Passes run one after the other on one
+model, which they change in place, and the graph's invariants are checked after each.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Literal, Protocol, cast
 
 import onnx_ir as ir
 
-from graph_passes import passes
 from exporter.errors import Exit, OnnxGptError
+from graph_passes import passes
 from graph_passes.invariants import Snapshot, check
 from graph_passes.outcome import Outcome
 from graph_passes.shapes import infer_shapes
@@ -31,8 +32,9 @@ Option = bool | int | float | str
 class Pass(Protocol):
     """What a pass's file offers. Its docstring states the identity that it uses.
 
-    ``KIND`` is what the rewrite does to values: ``exact`` keeps every bit, ``fp`` reorders float arithmetic (error at
-    most 4× that of the unfused graph against float64), ``lossy`` changes them and has to be asked for.
+    ``KIND`` is what the rewrite does to values: ``exact`` keeps every bit, ``fp`` reorders float arithmetic
+    (error at most 4× that of the unfused graph against float64), ``lossy`` changes them and has to be asked
+    for.
     """
 
     __name__: str

@@ -9,7 +9,7 @@ import onnx_ir as ir
 def infer_shapes(model: ir.Model) -> None:
     """Fill in types and shapes that are not known yet. Shapes already there stay as they are.
 
-    Works on a copy in which every weight is an input of known shape, so that nothing is read and the copy is small.
+    Works on a copy in which every weight is an input of known shape: nothing is read, and the copy is small.
     """
     shadow = model.graph.clone()
     for value in list(shadow.initializers.values()):

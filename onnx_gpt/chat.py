@@ -1,8 +1,10 @@
 """Chat templates: Jinja that came with a model, so a stranger's program, run in a sandbox with bounds.
 
-The environment is the one that transformers gives templates (trim_blocks, lstrip_blocks, loop controls, ``tojson``,
-``raise_exception``, ``strftime_now``, ``generation`` blocks). On top of it, loops and macro calls are counted and
-strings may not grow beyond a bound, since the sandbox alone does not stop nested loops or ``'x' * 10**10``.
+The environment is the one that transformers gives templates (trim_blocks, lstrip_blocks, loop controls,
+``tojson``, ``raise_exception``, ``strftime_now``, ``generation`` blocks). On top of it, loop turns and macro
+calls are counted and no value may grow beyond a bound: the sandbox alone stops neither nested loops nor
+``'x' * 10**10``. A bound on one operation's result comes after that operation, so this limits what a hostile
+template can waste; it does not take it to nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import jinja2.ext
 import jinja2.nodes as nodes
 import jinja2.parser
 import jinja2.runtime
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from exporter.errors import OnnxGptError, rejected
@@ -56,7 +59,9 @@ class ChatTemplate:
                 "repair the model's chat_template, or give a prompt without a chat",
             ) from error
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         """The text of a conversation.
 
         Args:
@@ -65,15 +70,17 @@ class ChatTemplate:
             variables: what else the template reads, such as ``tools``.
 
         Raises:
-            OnnxGptError: ``chat-template-refused``: the template raised an exception, tried to leave the sandbox, or
-                went beyond its bounds.
+            OnnxGptError: ``chat-template-refused``: the template raised an exception, tried to leave the
+                sandbox, or went beyond its bounds.
         """
         given = {"tools": None, "documents": None, **self.variables, **variables, STEPS: _Steps()}
         pieces: list[str] = []
         size = 0
         try:
-            # Rebuilt as plain JSON values, so that no object with methods of its own gets into the sandbox.
-            plain = json.loads(json.dumps([dict(message) for message in messages]))
+            # Rebuilt as plain JSON values, so that no object with methods of its own gets into the sandbox. A key
+            # without a value is left out, as transformers does: templates ask whether it is there.
+            held = [{k: v for k, v in dict(message).items() if v is not None} for message in messages]
+            plain = json.loads(json.dumps(held))
             for piece in self._template.generate(
                 messages=plain, add_generation_prompt=add_generation_prompt, **given
             ):
@@ -89,7 +96,8 @@ def chat_template(config: Mapping[str, Any], jinja: str | None) -> ChatTemplate 
     """The template of a tokenizer.
 
     Args:
-        config: ``tokenizer_config.json``; its ``chat_template`` is text, or a list of named ones with a ``default``.
+        config: ``tokenizer_config.json``; its ``chat_template`` is text, or a list of named ones with a
+            ``default``.
         jinja: ``chat_template.jinja``, which goes before.
 
     Raises:
@@ -97,12 +105,13 @@ def chat_template(config: Mapping[str, Any], jinja: str | None) -> ChatTemplate 
     """
     source = config.get("chat_template") if jinja is None else jinja
     if isinstance(source, list):
-        named = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, Mapping)}
+        entries = [entry for entry in source if isinstance(entry, Mapping)]
+        named = {str(entry.get("name")): entry.get("template") for entry in entries}
         source = named.get("default")
         if source is None:
             raise rejected(
                 "chat-template-invalid",
-                f"the tokenizer has chat templates named {', '.join(named) or 'nothing'}, and none is the default",
+                f"of the chat templates ({', '.join(named)}) none is the default",
                 "name one of them `default` in tokenizer_config.json",
             )
     if source is None:
@@ -126,11 +135,11 @@ def _refused(error: Exception) -> OnnxGptError:
     return rejected(
         "chat-template-refused",
         f"the chat template failed: {type(error).__name__}: {error}",
-        "check the messages' roles and order; if they are right, repair the template or give a prompt without a chat",
+        "check the messages' roles and their order, or give a prompt without a chat",
     )
 
 
-# The environment -----------------------------------------------------------------------------------------------------
+# The environment -------------------------------------------------------------------------------------
 
 
 class _Steps:
@@ -224,16 +233,15 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_widths(left)
         return _bounded(super().call_binop(context, operator, left, right))
 
-
     def call(self, context: jinja2.runtime.Context, function: Any, *arguments: Any, **named: Any) -> Any:
-        of = getattr(function, "__self__", None)
+        of = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps format
         if isinstance(of, str):
             _check_arguments(getattr(function, "__name__", ""), of, arguments, named)
         return _bounded(super().call(context, function, *arguments, **named))
 
 
 def _measured(filter: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter with bounds on what goes in and comes out. It keeps jinja2's marks (``pass_context`` and such)."""
+    """The filter, with bounds on what goes in and comes out; jinja2's marks (``pass_context``) are kept."""
 
     @functools.wraps(filter)
     def measured(*arguments: Any, **named: Any) -> Any:
@@ -273,5 +281,3 @@ def _to_json(
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-

@@ -1,4 +1,4 @@
-"""One sequence through an ONNX decoder on plain onnxruntime: tokens go in, logits come out, the cache stays inside.
+"""One sequence through an ONNX decoder on plain onnxruntime: tokens in, logits out, the cache stays inside.
 
 Everything about the graph is read from the session, so any decoder that keeps the graph's contract
 (docs/architecture.md) runs, whoever built it. Three kinds of graph differ only in where the past lives:
@@ -32,10 +32,14 @@ DTYPES = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
-ORT_ERRORS = tuple(
-    getattr(ort_state, name)
-    for name in ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoaded")
-    + ("NoModel", "NoSuchFile", "NotImplemented", "RuntimeException")
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NoSuchFile,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
 )
 CAPACITY_STEP = 64
 """A shared buffer's length is a multiple of this, so that short continuations do not reallocate it."""
@@ -44,7 +48,7 @@ Array = np.ndarray[Any, Any]
 
 
 class DecoderSession:
-    """A decoder, the tokens it has seen, and what it remembers of them. Batch 1; not for several threads at once.
+    """A decoder, the tokens it has seen, and what it remembers of them. Batch 1, one thread at a time.
 
     Args:
         model: path of the .onnx file.
@@ -52,7 +56,8 @@ class DecoderSession:
         head_dim: D, for graphs that leave it open (onnxruntime-genai's builder names it ``kv_cache_dim``).
 
     Raises:
-        OnnxGptError: ``model-unloadable``, ``model-input-unknown``, ``model-output-missing``, ``cache-shape``.
+        OnnxGptError: ``model-unloadable``, ``model-input-unknown``, ``model-output-missing``,
+            ``cache-shape``, ``tensor-type``.
     """
 
     def __init__(self, model: Path, *, threads: int | None = None, head_dim: int | None = None) -> None:
@@ -87,7 +92,8 @@ class DecoderSession:
                 "check the bundle with `onnx-gpt validate`",
             ) from error
         self.tokens.extend(new[0].tolist())
-        return logits[0].astype(np.float32, copy=False) if every else logits[0, -1].astype(np.float32)
+        wanted: Array = logits[0] if every else logits[0, -1]
+        return wanted.astype(np.float32)  # a copy: the next run writes where these are
 
     def reserve(self, length: int) -> None:
         """Make room for a sequence of this many tokens at once, where room is made beforehand."""
@@ -116,8 +122,8 @@ class Signature:
         if unknown or "input_ids" not in self.inputs:
             raise unsupported(
                 "model-input-unknown",
-                "the model's inputs are not those of a decoder: " + ("input_ids is missing", "unknown ones")[bool(unknown)],
-                "use a decoder with input_ids, attention_mask, position_ids and past_key_values.{i}.key/.value",
+                "the model has inputs that no decoder has" if unknown else "the model has no input_ids",
+                "use a decoder with the inputs that docs/architecture.md names (The graph's contract)",
                 tuple(unknown),
             )
         missing = [name for name in ("logits", *self.presents) if name not in self.outputs]
@@ -174,7 +180,9 @@ class Cache(Protocol):
     kind: str
 
     def run(self, past: Sequence[int], new: Array, every: bool) -> Array:
-        """Logits ``[1, S or 1, V]`` of new tokens ``[1, S]`` after the past ones. The caller's to keep or to copy."""
+        """Logits of new tokens ``[1, S]`` after the past ones: ``[1, S, V]``, or without ``every`` at least
+        the last. They are good until the next run.
+        """
 
     def reserve(self, length: int, used: int) -> None: ...
 
@@ -212,7 +220,7 @@ class SharedCache:
         logits = self.step_logits if rows == 1 else np.empty((1, rows, self.vocab_size), self.logits_dtype)
         self.binding.bind_output("logits", "cpu", 0, self.logits_dtype, logits.shape, logits.ctypes.data)
         self.session.run_with_iobinding(self.binding)
-        return logits.copy() if every else logits
+        return logits
 
     def reserve(self, length: int, used: int) -> None:
         if length <= self.capacity:
@@ -249,6 +257,7 @@ class GrowingCache:
     def __init__(self, session: ort.InferenceSession, signature: Signature) -> None:
         self.session, self.signature = session, signature
         self.names = ["logits", *signature.presents]
+        self.past: dict[str, ort.OrtValue] = {}
         self.truncate(0)
 
     def run(self, past: Sequence[int], new: Array, every: bool) -> Array:
@@ -263,9 +272,12 @@ class GrowingCache:
         """Nothing to do: the graph allocates."""
 
     def truncate(self, length: int) -> None:
-        empty = {n: np.zeros(self.signature.past_shape(n, 0), self.signature.dtype(n)) for n in self.signature.pasts}
-        kept = {n: self.past[n].numpy()[:, :, :length] for n in empty} if length else empty
-        self.past = {n: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for n, a in kept.items()}
+        self.past = {name: self._start_of(name, length) for name in self.signature.pasts}
+
+    def _start_of(self, name: str, length: int) -> ort.OrtValue:
+        shape, dtype = self.signature.past_shape(name, length), self.signature.dtype(name)
+        rows = self.past[name].numpy()[:, :, :length] if length else np.zeros(shape, dtype)
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows))
 
 
 class NoCache:
@@ -300,16 +312,15 @@ def _cache(session: ort.InferenceSession, signature: Signature) -> Cache:
 def _writes_in_place(session: ort.InferenceSession, signature: Signature) -> bool:
     """Whether attention takes the past as a buffer with room in it.
 
-    The graph is asked, since an operator's name does not tell where it stands in the graph: one token, none before it,
-    in a buffer with room for one. In-place attention gives the buffer back; concatenation gives two rows, or fails.
+    The graph is asked, since the names of its operators do not tell what the cache goes through: one token
+    with none before it, in a buffer with room for one. In-place attention gives one row back; concatenation
+    gives two, or fails.
     """
     feeds = signature.feeds(np.zeros((1, 1), signature.dtype("input_ids")), 0, every=False)
     for name in signature.pasts:
         feeds[name] = np.zeros(signature.past_shape(name, 1), signature.dtype(name))
-    quiet = ort.RunOptions()
-    quiet.log_severity_level = 4
     with contextlib.suppress(*ORT_ERRORS):
-        return all(array.shape[2] == 1 for array in session.run(signature.presents, feeds, quiet))
+        return all(array.shape[2] == 1 for array in session.run(signature.presents, feeds))
     return False
 
 
@@ -317,7 +328,7 @@ def _open(model: Path, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or _allowed_threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it says on stderr is in the exceptions too
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:

@@ -1,7 +1,8 @@
 """From logits to the next token.
 
-Greedy unless a temperature is given. Otherwise the steps and their order are those of transformers: repetition penalty →
-temperature → top-k → top-p → softmax → draw. Ties go to the lower token id, so that ``top_k=1`` is greedy.
+Greedy unless a temperature is given. Otherwise the steps and their order are those of transformers:
+repetition penalty → temperature → top-k → top-p → softmax → draw. Ties go to the lower token id, so that
+``top_k=1`` is greedy.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Sampling:
         temperature: 0 is greedy; logits are divided by it.
         top_k: only the k most likely tokens; 0 for all.
         top_p: only the most likely tokens, as many as it takes to hold this share of probability; 1 for all.
-        repetition_penalty: logits of tokens that occurred are divided by it where positive and multiplied where
-            negative (Keskar et al. 2019); 1 for none.
+        repetition_penalty: logits of tokens that occurred are divided by it where positive and multiplied by
+            it where negative (Keskar et al. 2019); 1 for none.
 
     Raises:
         OnnxGptError: ``sampling-invalid`` (exit 2).
@@ -47,7 +48,9 @@ class Sampling:
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise _invalid(f"repetition_penalty is {self.repetition_penalty}", "use 1 for none, or more")
         if self.temperature == 0 and (self.top_k > 0 or self.top_p < 1):
-            raise _invalid("top_k and top_p have no effect without a temperature", "give a temperature, such as 1.0")
+            raise _invalid(
+                "top_k and top_p have no effect at temperature 0", "give a temperature, such as 1.0"
+            )
 
 
 def _invalid(cause: str, remedy: str) -> OnnxGptError:
@@ -96,21 +99,25 @@ def penalised(logits: Array, occurred: Array, penalty: float) -> Array:
 
 
 def distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
-    """What is drawn from: token ids, most likely first, and float64 probabilities that sum to 1."""
+    """What is drawn from, at a temperature above 0: token ids and float64 probabilities that sum to 1.
+
+    Ids ascend, or with top_p their probabilities descend.
+    """
     ids = _top_k(logits, sampling.top_k)
-    scaled = logits[ids].astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
-    probabilities = weights / weights.sum()
+    scaled = logits[ids]
+    # The maximum goes first, so that nothing overflows. A temperature that float32 takes for 0 would give 0 / 0.
+    temperature = np.float32(max(sampling.temperature, 1e-30))
+    weights = np.exp((scaled - scaled.max()) / temperature)
+    total = weights.sum(dtype=np.float64)
     if sampling.top_p < 1:
         # No token below this can be within top_p, and sorting the few that are left is quick.
-        likely = np.flatnonzero(probabilities > (1 - sampling.top_p) / len(probabilities))
-        ids, probabilities = ids[likely], probabilities[likely]
-    order = np.argsort(-probabilities, kind="stable")
-    ids, probabilities = ids[order], probabilities[order]
-    if sampling.top_p < 1:
-        before = probabilities.cumsum() - probabilities
+        likely = np.flatnonzero(weights > (1 - sampling.top_p) / len(weights) * total)
+        likely = likely[np.argsort(-weights[likely], kind="stable")]
+        descending = weights[likely].astype(np.float64)
+        before = (descending.cumsum() - descending) / total
         within = max(1, int(before.searchsorted(sampling.top_p, side="left")))
-        ids, probabilities = ids[:within], probabilities[:within]
+        ids, weights = ids[likely[:within]], weights[likely[:within]]
+    probabilities = weights.astype(np.float64)
     return ids, probabilities / probabilities.sum()
 
 

@@ -1,7 +1,7 @@
 """Tokens to text, piece by piece: never half a character, never the beginning of a stop string.
 
-A token may end inside a character, and what a token looks like may depend on those before it (a leading space, say).
-So a window of the last tokens is decoded each time, and only the part that is new and settled is given out.
+A token may end inside a character, and what a token looks like may depend on those before it (a leading
+space, say). So a window of the last tokens is decoded each time, and what is new and settled is given out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TextStream:
     """Text of a growing sequence of tokens.
 
     Args:
-        tokenizer: decodes windows of tokens; special tokens are left out of the text.
+        tokenizer: decodes windows of tokens, special ones left out; None for no text at all.
         context: tokens before the first one, whose text is not given again.
         stop: strings that end the text, themselves left out.
 
@@ -35,20 +35,21 @@ class TextStream:
         stopped: whether a stop string has come; nothing is to be pushed then.
     """
 
-    def __init__(self, tokenizer: Decodes, context: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Decodes | None, context: Sequence[int] = (), stop: Sequence[str] = ()
+    ) -> None:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._window = list(context[-WINDOW:])
-        self._given = len(self._decode())
+        self._given = _settled(self._decode())
         self._held = ""
 
     def push(self, token: int) -> str:
         """The text that this token has settled, perhaps none."""
         self._window.append(token)
         text = self._decode()
-        waiting = min(LONGEST, len(text) - len(text.rstrip(UNFINISHED)))
-        settled = max(self._given, len(text) - waiting)
+        settled = max(self._given, _settled(text))
         piece, self._given = text[self._given : settled], settled
         if len(self._window) > 2 * WINDOW:
             rest = len(text) - settled
@@ -57,11 +58,13 @@ class TextStream:
         return self._before_stop(piece)
 
     def finish(self) -> str:
-        """What was held back in case a stop string was coming. Bytes that never became a character are left out."""
+        """What was held back for a stop string that has not come; bytes that became no character are not."""
         held, self._held = self._held, ""
         return held
 
     def _decode(self) -> str:
+        if self._tokenizer is None:
+            return ""
         return self._tokenizer.decode(self._window, skip_special_tokens=True)
 
     def _before_stop(self, piece: str) -> str:
@@ -73,6 +76,11 @@ class TextStream:
         hold = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
+
+
+def _settled(text: str) -> int:
+    """Length of the text without a character at its end that may be unfinished."""
+    return len(text) - min(LONGEST, len(text) - len(text.rstrip(UNFINISHED)))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -23,7 +23,15 @@ CONTEXT = 512
 STEPS = 64
 """Decode steps that are timed."""
 
+TOKEN = 1000
+"""What is fed at each timed step: the work does not depend on it."""
+
 Command = Callable[..., Any]
+
+
+def prompt() -> list[int]:
+    """The CONTEXT token ids of the timed prefill."""
+    return list(range(TOKEN, TOKEN + CONTEXT))
 
 
 def main(**commands: Command) -> None:
@@ -64,7 +72,7 @@ def write_logits(tokens: Path, out: Path, logits_of: Callable[[Any], Any]) -> No
         sink[index] = logits
 
 
-def time_decoder(prefill: Callable[[], None], step: Callable[[], None]) -> dict[str, float]:
+def time_decoder(prefill: Callable[[], object], step: Callable[[], object]) -> dict[str, float]:
     """Tokens per second of one prefill of CONTEXT tokens, then of STEPS single tokens after it.
 
     ``prefill`` starts from an empty cache each time; the first one, with a few steps, warms up and is not counted.

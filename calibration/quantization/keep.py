@@ -22,8 +22,8 @@ def hides_codes(weight: Weight) -> bool:
 def runs(weight: Weight) -> list[Weight]:
     """A weight as the longest pieces, one under the other, of one format each (or float).
 
-    Q and K may be Q4_K where V is Q6_K. Each piece then becomes its own product and the outputs are joined: that
-    is exact and keeps every byte as it was, where one grid for all of them would need wider codes.
+    Q and K may be Q4_K where V is Q6_K. Each piece then becomes its own product and the outputs are joined:
+    that is exact and keeps every byte as it was, where one grid for all of them would need wider codes.
     """
     if not isinstance(weight, Stack) or weight.format is not None:
         return [weight]

@@ -1,4 +1,4 @@
-"""The nodes that onnxruntime runs for a quantized site; `calibration.quantization.weight_only` has the equations."""
+"""Nodes that onnxruntime runs for a quantized site; the equations are in `weight_only`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Lowering:
         rows = self._op(
             "GatherBlockQuantized",
             [stored.codes, site.input, scale],
-            name,
+            f"{name}.blocks",
             domain=MICROSOFT,
             role=site.role,
             bits=stored.format.bits,
@@ -96,12 +96,13 @@ class Lowering:
     def sweep(self, tables: Iterable[ir.Value]) -> None:
         """Drop float tables, and transposes of them, that nothing uses any more."""
         for table in set(tables):
-            for node in [node for node, _ in table.uses() if not node.outputs[0].uses()]:
-                self.graph.remove(node, safe=True)
+            for node in [node for node, _ in table.uses() if node.op_type == "Transpose"]:
+                if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+                    self.graph.remove(node, safe=True)
             if not table.uses():
                 self.graph.initializers.pop(str(table.name))
 
-    # Pieces ------------------------------------------------------------------------------------------------------
+    # Pieces -------------------------------------------------------------------------------------------------
 
     def _product(self, site: Site, piece: Stored | Weight, name: str, bias: ir.Value | None) -> ir.Value:
         x = site.input
@@ -112,7 +113,7 @@ class Lowering:
         y = self._op(
             "MatMulNBits",
             inputs if bias is None else [*inputs, None, None, bias],
-            name,
+            name if piece.shift is None else f"{name}.product",
             domain=MICROSOFT,
             role=site.role,
             K=piece.shape[1],

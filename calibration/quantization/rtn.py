@@ -1,16 +1,16 @@
 """Round to nearest, with each block's scale searched for the least squared error.
 
-For given codes q the best scale of a block is ``s = Σwq / Σq²``, and its error is ``Σw² − (Σwq)² / Σq²``, so a
-candidate is judged by ``(Σwq)² / Σq²`` alone. Candidates come from a few start scales around
+For given codes q the best scale of a block is ``s = Σwq / Σq²``, and its error is ``Σw² − (Σwq)² / Σq²``, so
+a candidate is judged by ``(Σwq)² / Σq²`` alone. Candidates come from a few start scales around
 ``extreme / −2^(bits−1)``, where extreme is the signed weight of largest magnitude (llama.cpp's Q4_0 takes the
-same); the best is refitted once. The scale is rounded to float16 *before* the codes are taken for good, so nothing
-is lost between the search and the file.
+same); the best is refitted once. The scale is rounded to float16 *before* the codes are taken for good, so
+nothing is lost between the search and the file.
 
-Float16 bounds what a scale can be. Blocks too large for it are refused. Blocks so small that the scale would
-round to zero are coded on the smallest step there is, 2⁻²⁴: their error is at most 2⁻²⁵ a weight.
+Float16 bounds what a scale can be. Blocks too large for it are refused. In blocks so small that the scale is
+a subnormal, scales go up to the next multiple of 2⁻²⁴, which costs at most 2⁻²⁵ a weight.
 
-The arithmetic runs on pieces that fit a core's cache, transposed so that a block is a column: numpy then reduces
-along the slow axis, which it does ten times faster than along rows of 32.
+The arithmetic runs on pieces that fit a core's cache, transposed so that a block is a column: numpy then
+reduces along the slow axis, which it does ten times faster than along rows of 32.
 """
 
 from __future__ import annotations
@@ -25,42 +25,55 @@ CACHED = 1 << 16
 """Weights that are worked on at once: 256 KB of float32, twice."""
 
 STARTS = {
-    8: (-116.0, -119.0, -122.0, -125.0, -128.0),
-    4: (-6.8, -7.3, -7.8, -8.3, -8.8),
-    2: (-1.4, -1.7, -2.0, -2.3, -2.6),
+    8: (-128.0, -126.0, -124.0, -122.0),
+    4: (-8.0, -6.8, -7.3, -7.7, -8.6),
+    2: (-2.0, -1.6, -2.4, -2.8, -3.2),
 }
-"""Codes on which a block's extreme weight is put in turn; docs/experiments.md has the errors and times."""
+"""Codes on which a block's extreme weight is put in turn; docs/experiments.md has the errors and times.
+
+The first is what a quantizer without a search does, so the search is never worse, and it wins a tie: a block
+that lies on a grid of powers of two keeps it.
+"""
 
 _SMALLEST = np.float32(2.0**-24)
+_NORMAL = np.float32(2.0**-14)
 _LARGEST = np.float32(65504.0)
 
 
-def quantize(rows: np.ndarray, grid: Grid, name: str = "") -> Coded:
+def quantize(rows: np.ndarray, grid: Grid, name: str = "a weight", first_row: int = 0) -> Coded:
     """Quantize whole rows.
 
     Args:
         rows: float32 ``[R, K]``.
         grid: symmetric grid; the last block of a row is short where K is not a multiple of its block size.
         name: the tensor's name, for errors.
+        first_row: which row of the tensor ``rows[0]`` is, for errors.
 
     Returns:
         Codes uint8 ``[R, K]`` (code of zero is ``2^(bits−1)``), scales float16 ``[R, ⌈K/block⌉]``, no minima.
 
     Raises:
-        OnnxGptError: ``weights-not-finite`` for NaN or infinity, ``scale-overflow`` where float16 cannot hold a
+        OnnxGptError: ``weights-not-finite`` for NaN or infinity, ``scale-overflow`` where float16 cannot hold
+            a
             scale.
     """
-    scale = search(rows, grid, name)
+    scale = search(rows, grid, name, first_row)
     return Coded(encode(rows, scale, grid), scale, None)
 
 
-def search(rows: np.ndarray, grid: Grid, name: str = "") -> np.ndarray:
+def search(rows: np.ndarray, grid: Grid, name: str, first_row: int) -> np.ndarray:
     """The scales of `quantize` alone: float16 ``[R, ⌈K/block⌉]``."""
     blocks = -(-rows.shape[1] // grid.block_size)
     scale = np.empty((rows.shape[0], blocks), np.float16)
     for start, stop in _pieces(rows):
         flat = _blocks(rows[start:stop], grid.block_size)
-        found = _search(np.ascontiguousarray(flat.T), grid, name, rows[start:stop])
+        columns = np.ascontiguousarray(flat.T)
+        high, low = columns.max(axis=0), columns.min(axis=0)
+        if not (np.isfinite(high).all() and np.isfinite(low).all()):  # max and min pass NaN on
+            require_finite(rows[start:stop], name, first_row + start)
+        extreme = np.where(high > -low, high, low)
+        _require_float16(extreme, grid, name)
+        found = _search(columns, extreme, grid)
         scale[start:stop] = found.reshape(stop - start, blocks)
     return scale
 
@@ -94,19 +107,18 @@ def _blocks(rows: np.ndarray, block: int) -> np.ndarray:
     return rows.reshape(-1, block)
 
 
-def _search(w: np.ndarray, grid: Grid, name: str, rows: np.ndarray) -> np.ndarray:
-    """Scales, float16 ``[n]``, of blocks that are the columns of ``w``, float32 ``[block, n]``."""
-    high, low = w.max(axis=0), w.min(axis=0)
-    if not (np.isfinite(high).all() and np.isfinite(low).all()):  # max and min pass NaN on
-        require_finite(rows, name)
-    extreme = np.where(high > -low, high, low)
+def _require_float16(extreme: np.ndarray, grid: Grid, name: str) -> None:
     largest = np.abs(extreme).max(initial=0)
     if largest > _LARGEST * -grid.low:
         raise rejected(
             "scale-overflow",
-            f"{name or 'a weight'} holds values up to {largest:.3g}: their scale is beyond float16",
+            f"{name} holds values up to {largest:.3g}: a {grid.bits}-bit scale is beyond float16",
             "check the checkpoint, or leave this model unquantized",
         )
+
+
+def _search(w: np.ndarray, extreme: np.ndarray, grid: Grid) -> np.ndarray:
+    """Scales, float16 ``[n]``, of blocks that are the columns of ``w``, float32 ``[block, n]``."""
     inverse = _inverse(extreme)
     q = np.empty_like(w)
     best = np.full(extreme.shape, -1, np.float32)
@@ -118,7 +130,7 @@ def _search(w: np.ndarray, grid: Grid, name: str, rows: np.ndarray) -> np.ndarra
         np.copyto(best, product, where=better)
         np.copyto(scale, fitted, where=better)
     _, scale = _fit(w, _inverse(scale), grid, q)
-    return _to_float16(scale, extreme, grid)
+    return _to_float16(scale, extreme)
 
 
 def _fit(w: np.ndarray, inverse: np.ndarray, grid: Grid, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,14 +150,21 @@ def _round(q: np.ndarray, grid: Grid) -> None:
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
     """1/scale, and 0 where a scale is 0 or so small that its inverse is not a float32."""
-    inverse = np.zeros_like(scale)
+    inverse: np.ndarray = np.zeros_like(scale)
     np.divide(np.float32(1), scale, out=inverse, where=np.abs(scale) >= np.finfo(np.float32).tiny)
     return inverse
 
 
-def _to_float16(scale: np.ndarray, extreme: np.ndarray, grid: Grid) -> np.ndarray:
-    """Scales as the file holds them: no live block is left with a scale of zero, none becomes infinite."""
-    lost = (np.abs(scale) < _SMALLEST) & (extreme != 0)
-    if lost.any():
-        scale = np.where(lost, np.copysign(_SMALLEST, extreme * np.float32(grid.low)), scale)
-    return np.clip(scale, -_LARGEST, _LARGEST).astype(np.float16)
+def _to_float16(scale: np.ndarray, extreme: np.ndarray) -> np.ndarray:
+    """Scales as the file holds them: no live block is left with a scale of zero, none becomes infinite.
+
+    Among float16's subnormals the steps are coarse, so a scale is rounded away from zero there: rounding it
+    down would clip the largest weights.
+    """
+    tiny = (np.abs(scale) < _NORMAL) & (extreme != 0)
+    if tiny.any():
+        steps = np.maximum(np.ceil(np.abs(scale) / _SMALLEST), np.float32(1))
+        sign = np.where(scale == 0, -extreme, scale)
+        scale = np.where(tiny, np.copysign(steps * _SMALLEST, sign), scale)
+    bounded: np.ndarray = np.clip(scale, -_LARGEST, _LARGEST)
+    return bounded.astype(np.float16)

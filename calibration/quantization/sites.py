@@ -1,4 +1,4 @@
-"""Where a graph multiplies by a weight or looks rows of one up: the places that weight-only quantization rewrites."""
+"""Where a graph multiplies by a matrix or looks its rows up: what weight-only quantization rewrites."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _matrix(value: ir.Value | None, *, transpose: bool) -> Weight | None:
 def _bias(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
     """The Add of a constant vector that is the only use of a product, and the vector."""
     product = node.outputs[0]
-    add = product.uses()[0].node if is_private(product) else None
+    add = next(iter(product.uses())).node if is_private(product) else None
     if add is None or (add.domain, add.op_type) != ("", "Add"):
         return None
     for one, other in either_order(add):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
-from typing import IO, Any, Literal, Protocol, TypeAlias
+from typing import IO, Literal, Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -58,7 +58,7 @@ class Rounding:
     def coded(self, start: int, stop: int, scale: np.ndarray | None) -> Coded:
         rows = self.weight.rows(start, stop)
         if scale is None:
-            return rtn.quantize(rows, self.grid, self.name)
+            return rtn.quantize(rows, self.grid, self.name, start)
         return Coded(rtn.encode(rows, scale, self.grid), scale, None)
 
 
@@ -137,41 +137,18 @@ class QuantizedWeight:
         return self._known[i]
 
 
-class _Streamed(ir.TensorBase):  # type: ignore[misc]
+class _Streamed(ir.LazyTensor):
     """What the tensors of a quantized weight have in common."""
 
     def __init__(
         self, weight: QuantizedWeight, part: str, dtype: ir.DataType, shape: tuple[int, ...]
     ) -> None:
-        super().__init__(name=f"{weight.name}.{part}")
+        super().__init__(self._whole, dtype, ir.Shape(shape), name=f"{weight.name}.{part}")
         self.weight = weight
-        self._part = part
-        self._dtype = dtype
-        self._shape = ir.Shape(shape, frozen=True)
+        self.part = part
 
-    @property
-    def dtype(self) -> ir.DataType:
-        return self._dtype
-
-    @property
-    def shape(self) -> ir.Shape:
-        return self._shape
-
-    @property
-    def raw(self) -> QuantizedWeight:
-        return self.weight
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.numpy().astype(dtype or self._dtype.numpy(), copy=False)
-
-    def __dlpack__(self, *, stream: Any = None) -> Any:
-        return self.numpy().__dlpack__(stream=stream)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0  # the CPU
-
-    def __repr__(self) -> str:
-        return f"{self._repr_base()}(name={self.name!r})"
+    def _whole(self) -> ir.TensorProtocol:
+        return ir.tensor(self.numpy(), name=self.name)
 
     def numpy(self) -> np.ndarray:
         """The whole tensor in memory."""
@@ -183,8 +160,8 @@ class _Streamed(ir.TensorBase):  # type: ignore[misc]
     def tofile(self, file: IO[bytes]) -> None:
         """Compute the tensor piece by piece into a file."""
         for piece in self._pieces():
-            file.write(memoryview(piece).cast("B"))
-        self.weight.written(self._part)
+            file.write(piece.data.cast("B"))
+        self.weight.written(self.part)
 
     def _pieces(self) -> Iterator[np.ndarray]:
         raise NotImplementedError

@@ -56,6 +56,8 @@ class Treatment:
 def quantize_weights(model: ir.Model, scheme: Scheme) -> tuple[Treatment, ...]:
     """Replace every matrix of a float32 graph by codes, in place. No weight is read: that happens in writing.
 
+    After an error the graph is as it was.
+
     Returns:
         One treatment for each use of a weight, floats included; several where rows of one matrix differ in
         format.
@@ -72,13 +74,14 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> tuple[Treatment, ...]:
             "the source holds only floats: there is no quantization of its own to keep",
             "choose int8 or int4, or leave it unquantized",
         )
-    lowering = Lowering(graph)
-    tables = {site.table for site in sites if site.kind == "lookup"}
-    done: list[Treatment] = []
-    for site in sites:
-        done += _rewrite(site, _plan(site, scheme, site.table in tables or site.role == "head"), lowering)
-    lowering.sweep(site.table for site in sites)
     _refuse_unknown(graph, {site.table for site in sites})
+    tables = {site.table for site in sites if site.kind == "lookup"}
+    plans = [_plan(site, scheme, site.table in tables or site.role == "head") for site in sites]
+    lowering = Lowering(graph)
+    done: list[Treatment] = []
+    for site, plan in zip(sites, plans, strict=True):
+        done += _rewrite(site, plan, lowering)
+    lowering.sweep(site.table for site in sites)
     return (*done, *_vectors(graph))
 
 
@@ -88,7 +91,10 @@ Plan = list[tuple[Weight, Coder | None, str]]
 
 def _plan(site: Site, scheme: Scheme, table: bool) -> Plan:
     if isinstance(scheme, Keep):
-        return [_kept(site, piece) for piece in runs(site.weight)]
+        plan = [_kept(site, piece) for piece in runs(site.weight)]
+        if site.kind == "lookup" and len(plan) > 1:
+            raise _cannot(site.role, "rows of one table have several formats")
+        return plan
     if site.role == "positions":
         return [(site.weight, None, "a table of positions is small, and its error would reach every channel")]
     grid = scheme.table if table else scheme.layers
@@ -111,9 +117,9 @@ def _rewrite(site: Site, plan: Plan, lowering: Lowering) -> list[Treatment]:
     if all(coder is None for _, coder, _ in plan):
         return [Treatment(site.role, site.nodes[0].op_type, site.weight.shape, reason=plan[0][2])]
     if site.kind == "lookup":
-        if len(plan) > 1:
-            raise _cannot(site.role, "rows of one table have several formats")
-        lowering.lookup(site, _quantized(site, plan)[0])
+        for weight in _quantized(site, plan):
+            assert isinstance(weight, QuantizedWeight)
+            lowering.lookup(site, weight)
     else:
         lowering.multiply(site, _quantized(site, plan))
     op = "GatherBlockQuantized" if site.kind == "lookup" else "MatMulNBits"

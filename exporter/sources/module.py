@@ -40,10 +40,14 @@ def load(uri: str) -> ModuleSource:
         factory = getattr(importlib.import_module(name), attribute)
     except (ImportError, AttributeError) as error:
         raise rejected(
-            "module-unusable", f"{uri!r} cannot be imported: {error}", "run from the folder that holds the module"
+            "module-unusable",
+            f"{uri!r} cannot be imported: {error}",
+            "run from the folder that holds the module",
         ) from error
     if not callable(factory):
-        raise rejected("module-unusable", f"{attribute} of {name} is not callable", "name a function or class")
+        raise rejected(
+            "module-unusable", f"{attribute} of {name} is not callable", "name a function or class"
+        )
     return ModuleSource(uri, factory)
 
 

@@ -1,9 +1,11 @@
 """Attention(rotary(q), rotary(k), v; causal ∧ valid) ⇒ GroupQueryAttention(q, k, v; cos, sin, seqlens_k).
 
 GroupQueryAttention rotates, masks and appends to the cache by itself. It knows how long each row is from
-``seqlens_k = Σ attention_mask − 1``, so a row's tokens are its first ones: batches are padded on the right, and each
-row goes on at its own length. That is the canonical graph's answer for every token that is not padding. A batch padded
-on the left makes the graph fail (`lengths`); it is never silently wrong.
+``seqlens_k = Σ attention_mask − 1``, so a row's tokens are its first ones: batches are padded on the right,
+and each row goes on at its own length, as if it were alone. That is the canonical graph's answer for every
+token that is not padding (with a window, the canonical graph counts padding between prompt and answer as
+steps of distance, this one does not). A batch padded on the left makes the graph fail
+(`graph_passes.lengths`); it is never silently wrong.
 """
 
 from __future__ import annotations
@@ -62,12 +64,16 @@ def match(node: ir.Node) -> Match | str:
         return "its scores are used"
     if len(node.inputs) > 6:
         return "it masks its cache by length"
+    if past[0] is None or past[0].shape is None or past[0].shape[-1] not in range(8, 4096, 8):
+        return "onnxruntime's kernel wants heads of a multiple of 8 channels, and a cache"
     seen = mask_structure(mask)
     if isinstance(seen, str):
         return seen
     rotations = _rotations(query, key, seen.attention_mask)
     if isinstance(rotations, str):
         return rotations
+    if rotations and not _rotates_inside(rotations[0]):
+        rotations = ()  # they stay in front of it, with the canonical positions
     if rotations:
         query, key = (rotation.inputs[0] for rotation in rotations)
         assert query is not None and key is not None
@@ -90,6 +96,12 @@ def _rotations(query: ir.Value, key: ir.Value, attention_mask: ir.Value) -> tupl
     if positions_of(of_query.inputs[3]) is not attention_mask:
         return "its rotary positions are not counted from its attention mask"
     return of_query, of_key
+
+
+def _rotates_inside(rotation: ir.Node) -> bool:
+    """onnxruntime's kernel wants a multiple of 16 rotated channels in each head."""
+    table = rotation.inputs[1]
+    return table is not None and table.shape is not None and table.shape[-1] in range(8, 4096, 8)
 
 
 def rewrite(found: Match, known: Lengths) -> None:
@@ -117,6 +129,4 @@ def rewrite(found: Match, known: Lengths) -> None:
         role=role_of(node),
         **attributes,
     )
-    replace(
-        node, [node, *found.rotations], [fused], list(zip(node.outputs[:3], fused.outputs, strict=False))
-    )
+    replace(node, [node, *found.rotations], [fused], list(zip(node.outputs[:3], fused.outputs, strict=False)))

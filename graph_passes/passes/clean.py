@@ -1,4 +1,4 @@
-"""Dead code: nodes, initializers and optional outputs that nothing uses are removed, Identity nodes are bridged."""
+"""Dead code: nodes, initializers and optional outputs that nothing uses go; Identity nodes are bridged."""
 
 from __future__ import annotations
 

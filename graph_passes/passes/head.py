@@ -1,4 +1,4 @@
-"""x · transpose(table) ⇒ FusedMatMul(x, table; transB=1): a tied table is stored once and never transposed."""
+"""x · transpose(table) ⇒ FusedMatMul(x, table; transB=1): a tied table is stored once, never transposed."""
 
 from __future__ import annotations
 

@@ -1,19 +1,35 @@
-"""(x·Wg, x·Wu) ⇒ split(x·[Wg Wu]); x·σ(x) ⇒ QuickGelu(x; α=1)."""
+"""(x·Wg, x·Wu) ⇒ split(x·[Wg Wu]); x·σ(x) ⇒ QuickGelu(x; α=1); gelu_tanh(x + b) ⇒ FastGelu(x, b).
+
+BiasGelu, com.microsoft's Gelu and FastGelu without a bias give the same bits as the standard ops and are no
+faster, so those stay (docs/experiments.md).
+"""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from graph_passes.linear import linear_of, split_last, stacked
-from graph_passes.matching import MICROSOFT, either_order, is_private, make, producer, replace, role_of
+from graph_passes.matching import (
+    MICROSOFT,
+    attribute,
+    either_order,
+    is_private,
+    make,
+    producer,
+    replace,
+    role_of,
+    same_shape,
+)
 from graph_passes.outcome import Outcome
 
 KIND = "fp"
 
 
 def apply(model: ir.Model) -> Outcome:
-    fired = sum([_silu(node) for node in list(model.graph) if node.op_type == "Mul" and node.domain == ""])
-    fired += sum([_gate(node) for node in list(model.graph) if node.op_type == "Mul" and node.domain == ""])
+    fired = 0
+    for op_type, rule in (("Mul", _silu), ("Mul", _gate), ("Gelu", _biased_gelu)):
+        nodes = [node for node in model.graph if node.op_type == op_type and node.domain == ""]
+        fired += sum([rule(node) for node in nodes])
     return Outcome(fired)
 
 
@@ -34,9 +50,10 @@ def _gate(node: ir.Node) -> bool:
         activation = activated.producer()
         if activation is None or len(activation.inputs) != 1 or not is_private(activated):
             continue
-        linears = [linear for linear in (linear_of(activation.inputs[0]), linear_of(up)) if linear is not None]
-        if len(linears) != 2:
+        gate_map, up_map = linear_of(activation.inputs[0]), linear_of(up)
+        if gate_map is None or up_map is None:
             continue
+        linears = [gate_map, up_map]
         new = stacked(linears, "gate_up")
         if isinstance(new, str):
             continue
@@ -48,4 +65,20 @@ def _gate(node: ir.Node) -> bool:
         values = [(linear.output, part) for linear, part in zip(linears, split.outputs, strict=True)]
         replace(linears[0].first, old, [*new, split], values)
         return True
+    return False
+
+
+def _biased_gelu(node: ir.Node) -> bool:
+    """gelu_tanh(x + b) ⇒ FastGelu(x, b)."""
+    summed = node.inputs[0]
+    add = producer(summed, "Add")
+    if add is None or summed is None or not is_private(summed):
+        return False
+    if attribute(node, "approximate", "none") != "tanh":
+        return False
+    for x, bias in either_order(add):
+        if bias.is_initializer() and len(bias.shape or ()) == 1 and same_shape(x, summed):
+            fused = make("FastGelu", [x, bias], str(node.name), domain=MICROSOFT)
+            replace(node, [add, node], [fused], [(node.outputs[0], fused.outputs[0])])
+            return True
     return False

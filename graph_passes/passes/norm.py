@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graph_passes.matching import MICROSOFT, attribute, consumers, either_order, is_private, make
-from graph_passes.matching import producer, replace, role_of, same_shape
+from graph_passes.matching import (
+    MICROSOFT,
+    attribute,
+    either_order,
+    is_private,
+    make,
+    producer,
+    replace,
+    role_of,
+    same_shape,
+)
 from graph_passes.outcome import Outcome
 
 KIND = "fp"

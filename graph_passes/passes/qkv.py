@@ -1,4 +1,7 @@
-"""(x·Wq, x·Wk, x·Wv) ⇒ split(x·[Wq Wk Wv]); whole and unsplit where it goes straight into GroupQueryAttention."""
+"""(x·Wq, x·Wk, x·Wv) ⇒ split(x·[Wq Wk Wv]), and unsplit where it goes straight into GroupQueryAttention.
+
+Where a norm over heads or a rotation stands between, the split stays.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def apply(model: ir.Model) -> Outcome:
 
 def _pack(node: ir.Node) -> str:
     """Pack the projections of one attention; why not, where that cannot be."""
-    projected = [_before_head_norm(value) for value in node.inputs[:3]]
+    projected = [_projection(value) for value in node.inputs[:3]]
     found = [linear_of(value) for value in projected]
     linears = [linear for linear in found if linear is not None]
     if len(linears) != 3:
@@ -54,8 +57,11 @@ def _split(linears: list[Linear], old: list[ir.Node], new: list[ir.Node]) -> str
     return ""
 
 
-def _before_head_norm(value: ir.Value | None) -> ir.Value | None:
-    """The projection under ``merge_heads(norm(split_heads(·)))``; the value itself where there is no norm."""
+def _projection(value: ir.Value | None) -> ir.Value | None:
+    """What is under the rotation and the norm over each head; the value itself where there is neither."""
+    rotation = producer(value, "RotaryEmbedding")
+    if rotation is not None and is_private(rotation.outputs[0]):
+        value = rotation.inputs[0]
     merge = producer(value, "Reshape")
     norm = producer(merge.inputs[0], "RMSNormalization") if merge else None
     split = producer(norm.inputs[0], "Reshape") if norm else None

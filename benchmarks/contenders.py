@@ -1,0 +1,121 @@
+"""Everything that is compared: how each artifact is made, and how it is run. Standard library only, like measure.py.
+
+An artifact is made once, under .cache/artifacts/, and made again when it is deleted (`--remake` deletes ours).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.environment import python_of
+from benchmarks.measure import Row, fresh, run, say, size_of
+from benchmarks.paths import CACHE, GGUF, PERMUTED, SMOLLM2
+
+ARTIFACTS = CACHE / "artifacts"
+
+Command = list[str | Path]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model file and the program that runs it.
+
+    Attributes:
+        name: as the tables have it.
+        path: the artifact.
+        make: the command that makes it; None for an input, which is there already.
+        runner: a command that takes ``logits MODEL TOKENS OUT`` and ``speed MODEL``; peers/protocol.py.
+    """
+
+    name: str
+    path: Path
+    make: Callable[[], Command] | None
+    runner: Callable[[], Command]
+
+    def ready(self) -> Path:
+        """The artifact, made where it is missing."""
+        if self.make is not None and not self.path.exists():
+            say(f"making {self.name}")
+            partial = fresh(self.path.with_name(self.path.name + ".partial"))
+            run([part if part != self.path else partial for part in self.make()])
+            partial.rename(self.path)
+        return self.path
+
+    def logits(self, tokens: Path, out: Path) -> None:
+        run([*self.runner(), "logits", self.ready(), tokens, out])
+
+    def speed(self) -> Row:
+        """Tokens per second of one prefill and of decoding after it."""
+        document: Row = run([*self.runner(), "speed", self.ready()]).document()
+        return document
+
+    @property
+    def size(self) -> int:
+        return size_of(self.path)
+
+
+def peer(module: str, environment: str) -> Callable[[], Command]:
+    """A peer's script in the peer's environment."""
+    return lambda: [python_of(environment), "-m", f"benchmarks.peers.{module}"]
+
+
+def on_onnxruntime() -> Command:
+    return [sys.executable, "-m", "benchmarks.onnx_model"]
+
+
+def optimize(source: str | Path, out: Path, *options: str) -> Command:
+    """Our own command, as a user types it."""
+    return [sys.executable, "-m", "onnx_gpt", "optimize", source, "-o", out, *options]
+
+
+def ours(name: str, source: Path, *options: str) -> Contender:
+    path = ARTIFACTS / _file_name(name)
+    return Contender(name, path, lambda: optimize(source, path, "--no-parity", *options), on_onnxruntime)
+
+
+def made_by(
+    name: str,
+    source: Path | Callable[[], Path],
+    module: str,
+    environment: str,
+    *,
+    verb: str = "make",
+    runner: Callable[[], Command] = on_onnxruntime,
+) -> Contender:
+    """A peer's artifact; ``source`` may be a function where it is another contender's artifact."""
+    path = ARTIFACTS / _file_name(name)
+
+    def command() -> Command:
+        return [*peer(module, environment)(), verb, source() if callable(source) else source, path]
+
+    return Contender(name, path, command, runner)
+
+
+def _file_name(name: str) -> str:
+    return "".join(character if character.isalnum() else "-" for character in name.lower()).strip("-")
+
+
+OURS_FLOAT = ours("onnx-gpt fp32", SMOLLM2)
+OURS_INT8 = ours("onnx-gpt int8", SMOLLM2, "--quantize", "int8")
+OURS_INT4 = ours("onnx-gpt int4", SMOLLM2, "--quantize", "int4")
+OURS_INT8_PERMUTED = ours("onnx-gpt int8 (permuted)", PERMUTED, "--quantize", "int8")
+OURS_INT4_PERMUTED = ours("onnx-gpt int4 (permuted)", PERMUTED, "--quantize", "int4")
+OURS_KEEP = ours("onnx-gpt GGUF kept", GGUF, "--quantize", "keep")
+
+GENAI_INT4 = made_by("genai builder int4", SMOLLM2, "genai_builder", "genai")
+GENAI_INT4_PRUNED = made_by("genai builder int4, last logits", SMOLLM2, "genai_builder", "genai", verb="make_pruned")
+GENAI_INT4_PERMUTED = made_by("genai builder int4 (permuted)", PERMUTED, "genai_builder", "genai")
+MOBIUS_FLOAT = made_by("mobius fp32", SMOLLM2, "mobius", "mobius")
+MOBIUS_KEEP = made_by("mobius GGUF kept", GGUF, "mobius", "mobius", verb="make_gguf")
+OPTIMUM_FLOAT = made_by("Optimum fp32", SMOLLM2, "optimum", "optimum")
+ORT_DYNAMIC = made_by("ORT quantize_dynamic int8", lambda: OPTIMUM_FLOAT.ready(), "ort_quantize", "optimum")
+OPENVINO_INT8 = made_by(
+    "OpenVINO int8", SMOLLM2, "openvino_int8", "openvino", runner=peer("openvino_int8", "openvino")
+)
+OPENVINO_INT8_PERMUTED = made_by(
+    "OpenVINO int8 (permuted)", PERMUTED, "openvino_int8", "openvino", runner=peer("openvino_int8", "openvino")
+)
+LLAMA_CPP = Contender("llama.cpp Q4_1", GGUF, None, peer("llama_cpp", "llama_cpp"))

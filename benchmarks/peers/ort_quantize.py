@@ -1,0 +1,29 @@
+"""onnxruntime's own quantizers on the Optimum export (SOURCE is that folder).
+
+``make`` is quantize_dynamic, weights int8 per channel; ``make_static`` is quantize_static, QDQ with MinMax ranges.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from benchmarks.peers.protocol import main, making
+
+
+def make(source: Path, out: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    out.mkdir(parents=True)
+    quantize_dynamic(
+        source / "model.onnx",
+        out / "model.onnx",
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        use_external_data_format=True,
+    )
+    shutil.copyfile(source / "config.json", out / "config.json")
+
+
+if __name__ == "__main__":
+    main(make=making(make))

@@ -1,0 +1,112 @@
+"""How close each file stays to the fp32 model: KL, top-1 agreement and size, on English that no method has seen.
+
+    python -m benchmarks.quality [--tokens 4096] [--remake] [--only NAME] [--json]
+
+The reference is PyTorch eager in fp32. The permuted models are the same function as SmolLM2 (the first row checks
+it), so that their figures are those of a model whose weights do not lie on a 4-bit grid already.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks import contenders as c
+from benchmarks.measure import Row, parser, publish, run, say
+from benchmarks.models import ensure
+from benchmarks.paths import CACHE, PERMUTED, SMOLLM2
+from benchmarks.text import evaluation_windows
+
+CONTENDERS = (
+    *(c.OURS_FLOAT, c.MOBIUS_FLOAT, c.OPTIMUM_FLOAT),
+    *(c.OURS_INT8, c.OURS_INT8_PERMUTED, c.OPENVINO_INT8, c.OPENVINO_INT8_PERMUTED, c.ORT_DYNAMIC),
+    *(c.OURS_INT4, c.OURS_INT4_PERMUTED, c.GENAI_INT4, c.GENAI_INT4_PERMUTED),
+    *(c.OURS_KEEP, c.LLAMA_CPP, c.MOBIUS_KEEP),
+)
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--tokens", type=int, default=4096, help="predicted tokens, at least (4096)")
+    options.add_argument("--remake", action="store_true", help="make our own artifacts again")
+    options.add_argument("--only", action="append", help="measure the contenders whose name has this in it")
+    chosen = options.parse_args()
+    wanted = [x for x in CONTENDERS if not chosen.only or any(part in x.name for part in chosen.only)]
+    if chosen.remake:
+        remove_ours(wanted)
+    ensure(SMOLLM2, PERMUTED)
+    with TemporaryDirectory(dir=CACHE) as scratch:
+        rows, windows = measure(wanted, chosen.tokens, Path(scratch))
+    document = {"tokens": int(windows.shape[0] * (windows.shape[1] - 1)), "tables": {"quality": rows}}
+    publish("quality", document, as_json=chosen.json)
+
+
+def remove_ours(contenders: Sequence[c.Contender]) -> None:
+    """Delete our artifacts, so that they are made by the code as it is now."""
+    for contender in contenders:
+        if contender.name.startswith("onnx-gpt"):
+            shutil.rmtree(contender.path, ignore_errors=True)
+
+
+def measure(wanted: Sequence[c.Contender], predicted: int, scratch: Path) -> tuple[list[Row], np.ndarray]:
+    """One row for each contender, after one that shows that the permutation changes nothing."""
+    windows = evaluation_windows(SMOLLM2 / "tokenizer.json", predicted)
+    tokens, reference, candidate = (scratch / f"{name}.npy" for name in ("tokens", "reference", "candidate"))
+    np.save(tokens, windows)
+    reference_logits(SMOLLM2, tokens, reference)
+    reference_logits(PERMUTED, tokens, candidate)
+    rows = [compare("PyTorch fp32 (permuted)", None, candidate, reference)]
+    for contender in wanted:
+        say(f"running {contender.name}")
+        contender.logits(tokens, candidate)
+        rows.append(compare(contender.name, contender.size, candidate, reference))
+    return rows, windows
+
+
+def reference_logits(folder: Path, tokens: Path, out: Path) -> None:
+    say(f"running PyTorch on {folder.name}")
+    run([sys.executable, "-m", "benchmarks.reference", folder, tokens, out])
+
+
+def compare(name: str, size: int | None, candidate: Path, reference: Path) -> Row:
+    """KL(reference ‖ candidate) in nats and agreement of the top choice, over all positions with a next token."""
+    ours, theirs = np.load(candidate, mmap_mode="r"), np.load(reference, mmap_mode="r")
+    kl, same, largest = [], [], 0.0
+    for window in range(len(ours)):
+        a, b = ours[window, :-1], theirs[window, :-1]
+        same.append(a.argmax(-1) == b.argmax(-1))
+        largest = max(largest, float(np.abs(a - b).max()))
+        kl.extend(divergence(a[i : i + 64], b[i : i + 64]) for i in range(0, len(a), 64))
+    values = np.concatenate(kl)
+    return {
+        "file": name,
+        "mean KL": float(values.mean()),
+        "median KL": float(np.median(values)),
+        "p99 KL": float(np.quantile(values, 0.99)),
+        "top-1": float(np.concatenate(same).mean()),
+        "max |Δlogit|": largest,
+        "MB": None if size is None else round(size / 1e6, 1),
+    }
+
+
+def divergence(candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """KL of rows of logits ``[S, V]`` → ``[S]``, in float64."""
+    p, q = log_softmax(reference), log_softmax(candidate)
+    kl: np.ndarray = (np.exp(p) * (p - q)).sum(-1)
+    return kl.clip(min=0.0)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
+    return wide
+
+
+if __name__ == "__main__":
+    main()

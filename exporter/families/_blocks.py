@@ -1,0 +1,124 @@
+"""Pieces that families share: how Hugging Face names the tensors of a linear map, a norm, a gated decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from exporter.config import Epsilon, HeadsConfig
+from exporter.decoder import Activation, Attention, Decoder, FeedForward, Layer, Linear, Norm, Part
+from exporter.rope import rope_of
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""transformers' names of activations in feed-forwards without a gate. Three of them spell one function."""
+Ungated = Literal["gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu"]
+
+
+class GatedConfig(HeadsConfig):
+    """Keys of a decoder shaped like Llama."""
+
+    hidden_act: Literal["silu"] = "silu"
+    rms_norm_eps: Epsilon = 1e-6
+    tie_word_embeddings: bool = False
+
+
+def linear(name: str, out: int, into: int, *, bias: bool = False) -> Linear:
+    return Linear(Part(f"{name}.weight", (out, into)), Part(f"{name}.bias", (out,)) if bias else None)
+
+
+def slices(name: str, into: int, *sizes: int) -> list[Linear]:
+    """Linear maps that are stored one under the other as one tensor, with ``sizes`` rows each."""
+    total, at, parts = sum(sizes), 0, []
+    for size in sizes:
+        rows = ((at, at + size),)
+        parts.append(Linear(Part(f"{name}.weight", (size, into), stored=(total, into), rows=rows)))
+        at += size
+    return parts
+
+
+def rms_norm(name: str, size: int, epsilon: float, *, plus: float = 0.0) -> Norm:
+    return Norm("rms", Part(f"{name}.weight", (size,), plus=plus), epsilon)
+
+
+def layer_norm(name: str, size: int, epsilon: float) -> Norm:
+    return Norm("layer", Part(f"{name}.weight", (size,)), epsilon, Part(f"{name}.bias", (size,)))
+
+
+def gated_ffn(at: str, hidden: int, inner: int, activation: Activation, *, bias: bool = False) -> FeedForward:
+    return FeedForward(
+        gate=linear(f"{at}.gate_proj", inner, hidden, bias=bias),
+        up=linear(f"{at}.up_proj", inner, hidden, bias=bias),
+        down=linear(f"{at}.down_proj", hidden, inner, bias=bias),
+        activation=activation,
+    )
+
+
+def gated_layers(
+    config: GatedConfig,
+    *,
+    windows: Sequence[int | None] | None = None,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    ffn_bias: bool = False,
+    qk_norm: bool = False,
+) -> list[Layer]:
+    """Layers shaped like Llama's: RMSNorm before each block, rotary attention, a gated feed-forward.
+
+    Args:
+        windows: of each layer; None for full attention everywhere.
+        qk_norm: RMSNorm over each head of q and k.
+    """
+    hidden, heads, kv_heads, size = (
+        config.hidden_size,
+        config.num_attention_heads,
+        config.kv_heads,
+        config.head_size,
+    )
+    rope = rope_of(config)
+
+    def layer(at: str, window: int | None) -> Layer:
+        attn = f"{at}.self_attn"
+        return Layer(
+            attention=Attention(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=size,
+                q=linear(f"{attn}.q_proj", heads * size, hidden, bias=qkv_bias),
+                k=linear(f"{attn}.k_proj", kv_heads * size, hidden, bias=qkv_bias),
+                v=linear(f"{attn}.v_proj", kv_heads * size, hidden, bias=qkv_bias),
+                o=linear(f"{attn}.o_proj", hidden, heads * size, bias=o_bias),
+                scale=size**-0.5,
+                rope=rope,
+                window=window,
+                q_norm=rms_norm(f"{attn}.q_norm", size, config.rms_norm_eps) if qk_norm else None,
+                k_norm=rms_norm(f"{attn}.k_norm", size, config.rms_norm_eps) if qk_norm else None,
+            ),
+            ffn=gated_ffn(f"{at}.mlp", hidden, config.intermediate_size, config.hidden_act, bias=ffn_bias),
+            attention_norm=rms_norm(f"{at}.input_layernorm", hidden, config.rms_norm_eps),
+            ffn_norm=rms_norm(f"{at}.post_attention_layernorm", hidden, config.rms_norm_eps),
+        )
+
+    windows = windows or [None] * config.num_hidden_layers
+    return [layer(f"model.layers.{i}", window) for i, window in enumerate(windows)]
+
+
+def gated_decoder(family: str, config: GatedConfig, layers: Sequence[Layer]) -> Decoder:
+    """What stands around such layers: embedding, last norm, head."""
+    table = (config.vocab_size, config.hidden_size)
+    embedding = Part("model.embed_tokens.weight", table)
+    return Decoder(
+        family=family,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        context_length=config.max_position_embeddings,
+        embedding=embedding,
+        layers=tuple(layers),
+        norm=rms_norm("model.norm", config.hidden_size, config.rms_norm_eps),
+        head=Linear(embedding if config.tie_word_embeddings else Part("lm_head.weight", table)),
+    )

@@ -1,0 +1,74 @@
+"""How text is cut before byte-level BPE, by the name in ``tokenizer.ggml.pre``.
+
+A vocabulary does not say where words end; merges are right only with the cuts that they were learned with. llama.cpp
+names each way after the first model that had it, and lists them in ``llama-vocab.cpp``; where the original model's
+``tokenizer.json`` says more (Unicode normalization), it is followed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A way to cut.
+
+    Attributes:
+        pattern: what a piece matches; None for GPT-2's pattern, which the tokenizers library has built in.
+        digits: cut every digit off first.
+        normalize: NFC before all else.
+        whole: a piece that is a token as it stands is not merged up from bytes.
+        add_bos: whether a text begins with bos where the file does not say.
+    """
+
+    pattern: str | None = None
+    digits: bool = False
+    normalize: bool = False
+    whole: bool = False
+    add_bos: bool = False
+
+    def pre_tokenizer(self) -> dict[str, Any]:
+        """As ``tokenizer.json`` writes it."""
+        steps: list[dict[str, Any]] = []
+        if self.digits:
+            steps.append({"type": "Digits", "individual_digits": True})
+        if self.pattern is not None:
+            steps.append(
+                {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
+            )
+        steps.append(byte_level(use_regex=self.pattern is None))
+        return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+
+
+def byte_level(*, use_regex: bool = True) -> dict[str, Any]:
+    """The tokenizers library's step between bytes and their printable stand-ins; cuts by GPT-2's pattern if asked."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+CUTS: Mapping[str, Cut] = {
+    "gpt-2": Cut(),
+    "olmo": Cut(normalize=True),  # GPT-NeoX's vocabulary, which Pythia has too
+    "smollm": Cut(digits=True),
+    "llama-bpe": Cut(LLAMA3, whole=True, add_bos=True),
+    "llama3": Cut(LLAMA3, whole=True, add_bos=True),
+    "llama-v3": Cut(LLAMA3, whole=True, add_bos=True),
+    "tekken": Cut(TEKKEN, whole=True, add_bos=True),
+    "qwen2": Cut(QWEN2, normalize=True),
+}
+
+UNNAMED: Mapping[str, str] = {"gpt2": "gpt-2", "gptneox": "olmo", "qwen2": "qwen2", "qwen3": "qwen2"}
+"""The cut of an architecture's files that name none, or ``default``: models of it have no other."""

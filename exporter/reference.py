@@ -1,0 +1,172 @@
+"""The PyTorch float32 model that bundles are compared with: transformers' own, or the user's module.
+
+torch and transformers are imported here only, when a reference is asked for. Weights are streamed into the model a
+piece at a time, so the cost is the model itself and nothing beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from exporter.checkpoint import Checkpoint, ModuleSource
+from exporter.errors import Exit, OnnxGptError, rejected
+from exporter.families import describe, family_of
+from exporter.match import with_base_prefix
+from exporter.weights import Weight
+
+
+class Reference:
+    """Logits and greedy text of a source, computed by PyTorch in float32 on the CPU.
+
+    Args:
+        source: a checkpoint, a module's source, or the ``torch.nn.Module`` itself, which maps tokens ``[B, S]`` to
+            logits ``[B, S, V]``.
+
+    Raises:
+        OnnxGptError: see `reference_model`; ``reference-missing`` (exit 8) where torch is not installed.
+    """
+
+    def __init__(self, source: Checkpoint | ModuleSource | Any) -> None:
+        self._torch = _import("torch")
+        self._cached = isinstance(source, Checkpoint)
+        if isinstance(source, Checkpoint):
+            self.model = reference_model(source)
+            self.name = f"{_version('transformers')} on {_version('torch')}, float32"
+        else:
+            self.model = (source.factory() if isinstance(source, ModuleSource) else source).eval()
+            self.name = f"{type(self.model).__name__} on {_version('torch')}"
+
+    def logits(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """Logits of a whole sequence.
+
+        Args:
+            tokens: int64 ``[B, S]``.
+            mask: int64 ``[B, S]``, 0 where a token is padding; positions are counted over the others, as
+                transformers' ``generate`` counts them. Only for a checkpoint.
+
+        Returns:
+            float32 ``[B, S, V]``; arbitrary where the mask is 0.
+        """
+        torch = self._torch
+        with torch.inference_mode():
+            ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
+            if not self._cached:
+                out = self.model(ids)
+            elif mask is None:
+                out = self.model(input_ids=ids, use_cache=False).logits
+            else:
+                positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+                out = self.model(
+                    input_ids=ids,
+                    attention_mask=torch.from_numpy(np.ascontiguousarray(mask, np.int64)),
+                    position_ids=torch.from_numpy(positions),
+                    use_cache=False,
+                ).logits
+            logits: np.ndarray = out.float().numpy()
+        return logits
+
+    def greedy(self, tokens: np.ndarray, count: int) -> list[int]:
+        """The ``count`` likeliest tokens after ``tokens`` (int64 ``[S]``), each given the ones before; no end token."""
+        if not self._cached:
+            return self._greedy_uncached(tokens, count)
+        torch, transformers = self._torch, _import("transformers")
+        ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))[None]
+        settings = transformers.GenerationConfig(do_sample=False, max_new_tokens=count, pad_token_id=0)
+        with torch.inference_mode():
+            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        return [int(token) for token in out[0, ids.shape[1] :]]
+
+    def _greedy_uncached(self, tokens: np.ndarray, count: int) -> list[int]:
+        sequence = [int(token) for token in tokens]
+        for _ in range(count):
+            sequence.append(int(self.logits(np.array([sequence], np.int64))[0, -1].argmax()))
+        return sequence[len(tokens) :]
+
+
+def reference_model(checkpoint: Checkpoint) -> Any:
+    """transformers' model of a checkpoint, in float32, for inference. Nothing is downloaded, no code of the
+    checkpoint's is run: the class is the one that transformers itself has under the architecture's name.
+
+    Raises:
+        OnnxGptError: ``reference-missing`` (exit 8) where torch or transformers is not installed;
+            ``architecture-unknown`` (exit 3); ``weights-mismatch`` (exit 4), listing all tensors that do not fit.
+    """
+    decoder, family = describe(checkpoint), family_of(checkpoint)
+    torch, transformers = _import("torch"), _import("transformers")
+    model_class = getattr(transformers, checkpoint.architecture)
+    config = model_class.config_class.from_dict(dict(checkpoint.config) | {"dtype": "float32"})
+    config._attn_implementation = "sdpa"
+    with importlib.import_module("transformers.initialization").no_init_weights():
+        model = model_class(config)
+    model.tie_weights()
+    model.generation_config = transformers.GenerationConfig()  # no end token: continuations are compared by length
+    weights = dict(with_base_prefix(checkpoint.weights, decoder.base_prefix))
+    if not decoder.tied and decoder.head.weight.name in weights:
+        weights[_head_name(model)] = weights.pop(decoder.head.weight.name)
+    with torch.no_grad():
+        findings = [*_load(model, weights, torch), *_unused(model, weights, getattr(family, "IGNORED", ()))]
+    if findings:
+        raise rejected(
+            "weights-mismatch",
+            f"the weights do not fit transformers' {checkpoint.architecture} ({len(findings)} findings)",
+            "check that config.json and the weight files belong together and are complete",
+            tuple(findings),
+        )
+    return model.eval()
+
+
+def _head_name(model: Any) -> str:
+    """transformers 5 came to call every head ``lm_head``, and still writes GPT-NeoX's as ``embed_out``."""
+    head = model.get_output_embeddings().weight
+    return next(name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is head)
+
+
+def _load(model: Any, weights: Mapping[str, Weight], torch: ModuleType) -> Iterator[str]:
+    """Fill the model's tensors; yields what is missing, mis-shaped or at odds with a tensor it is tied to."""
+    filled: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        weight, twin = weights.get(name), filled.get(tensor.data_ptr())
+        if weight is None:
+            if twin is None:
+                yield f"missing: {name} {list(tensor.shape)}"
+            continue
+        if weight.shape != tuple(tensor.shape):
+            yield f"shape: {name} is {list(weight.shape)}, transformers' is {list(tensor.shape)}"
+            continue
+        for start, stop in weight.pieces():
+            rows = torch.from_numpy(weight.rows(start, stop))
+            if twin is None:
+                tensor[start:stop].copy_(rows)
+            elif not torch.equal(tensor[start:stop], rows):
+                yield f"tied: {name} differs from {twin}, and the configuration says that they are one"
+                break
+        filled.setdefault(tensor.data_ptr(), name)
+
+
+def _unused(model: Any, weights: Mapping[str, Weight], ignored: tuple[str, ...]) -> Iterator[str]:
+    known = model.state_dict().keys()
+    for name, weight in weights.items():
+        if name not in known and not any(re.fullmatch(pattern, name) for pattern in ignored):
+            yield f"unused: {name} {list(weight.shape)}"
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise OnnxGptError(
+            "reference-missing",
+            f"the PyTorch reference needs {name}, which cannot be imported: {error}",
+            "pip install 'onnx-gpt[reference]'",
+            exit=Exit.ENVIRONMENT,
+        ) from error
+
+
+def _version(name: str) -> str:
+    return f"{name} {_import(name).__version__}"

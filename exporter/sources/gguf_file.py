@@ -1,0 +1,50 @@
+"""A GGUF file of llama.cpp: configuration, weights and tokenizer in one. Quantized weights keep their codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.checkpoint import Checkpoint
+from exporter.errors import rejected, unsupported
+from exporter.gguf_format.names import config_of, weights_of
+from exporter.gguf_format.reader import MAGIC, read_header
+from exporter.gguf_format.tokenizer import files_of, special_ids
+from exporter.gguf_format.vocabulary import vocabulary_of
+
+
+def claims(uri: str) -> bool:
+    path = Path(uri)
+    if path.suffix.lower() == ".gguf":
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def load(uri: str) -> Checkpoint:
+    """Read the header. Weights are read when they are asked for.
+
+    Raises:
+        OnnxGptError: ``source-missing``, ``gguf-invalid``, ``tokenizer-too-large`` (exit 4); ``gguf-version``,
+            ``gguf-type-unsupported``, ``gguf-key-unsupported``, ``gguf-rope-unsupported``,
+            ``gguf-tokenizer-unsupported``, ``gguf-split``, ``architecture-unknown`` (exit 3).
+    """
+    path = Path(uri)
+    if not path.is_file():
+        raise rejected("source-missing", f"{uri!r} is not a file", "check the path")
+    header = read_header(path)
+    if header.integer("split.count", 1) > 1:
+        raise unsupported(
+            "gguf-split",
+            f"{path.name} is one part of {header.integer('split.count')}",
+            "join the parts with llama-gguf-split --merge",
+        )
+    config = config_of(header)
+    weights = weights_of(header, config)
+    vocabulary = vocabulary_of(header, config["vocab_size"])
+    if vocabulary is None:
+        return Checkpoint(uri, config | special_ids({}), weights)
+    context_length = header.integer(f"{header.text('general.architecture')}.context_length")
+    files = files_of(header, vocabulary, context_length)
+    return Checkpoint(uri, config | special_ids(vocabulary.ids), weights, files)

@@ -1,0 +1,162 @@
+"""A Hugging Face checkpoint directory: ``config.json`` and safetensors, one file or shards with an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint import Checkpoint
+from exporter.errors import OnnxGptError, rejected, unsupported
+from exporter.sources._files import JSON_LIMIT, has, inside, parse_json_object, read_bytes
+from exporter.sources._safetensors import read_header
+from exporter.weights import Weight
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+"""Passed through to the bundle where they are there."""
+
+FILE_LIMIT = 256 << 20
+"""Bytes of such a file. Gemma 3's tokenizer.json, the largest known, has 33 MB."""
+
+BASE_PREFIX = {
+    "GPT2LMHeadModel": "transformer.",
+    "GPTNeoXForCausalLM": "gpt_neox.",
+    "Gemma3ForCausalLM": "model.",
+    "LlamaForCausalLM": "model.",
+    "MistralForCausalLM": "model.",
+    "Phi3ForCausalLM": "model.",
+    "Qwen2ForCausalLM": "model.",
+    "Qwen3ForCausalLM": "model.",
+}
+"""Where a class keeps its base model; see `with_base_prefix`."""
+
+HEADS = ("lm_head.", "embed_out.")
+"""Tensors that lie beside the base model."""
+
+
+def claims(uri: str) -> bool:
+    return Path(uri).is_dir()
+
+
+def load(uri: str) -> Checkpoint:
+    """Read the configuration, the headers of the weight files, and the tokenizer's files.
+
+    Raises:
+        OnnxGptError: ``config-missing``, ``config-unreadable``; ``weights-missing``, ``weights-pickle``,
+            ``weights-incomplete``, ``weights-corrupt``; ``path-escapes``, ``file-irregular``,
+            ``file-unreadable``, ``file-too-large``.
+    """
+    folder = Path(uri)
+    config = read_config(folder)
+    weights = _read_weights(folder)
+    files = {name: read_bytes(folder, name, FILE_LIMIT) for name in FILES if has(folder, name)}
+    checkpoint = Checkpoint(uri, config, weights, files)
+    return Checkpoint(uri, config, with_base_prefix(weights, checkpoint.architecture), files)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` as it is written; a family checks its keys.
+
+    Raises:
+        OnnxGptError: ``config-missing``, ``config-unreadable``.
+    """
+    if not has(folder, "config.json"):
+        raise rejected(
+            "config-missing",
+            f"{str(folder)!r} has no config.json",
+            "give the directory that save_pretrained wrote, or that the Hub shows",
+        )
+    path = str(folder / "config.json")
+    config = parse_json_object(read_bytes(folder, "config.json", JSON_LIMIT), repr(path), "config-unreadable")
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise rejected(
+            "config-unreadable",
+            f"architectures in {path!r} is not a list of class names",
+            'write "architectures": ["LlamaForCausalLM"], or what the model is',
+        )
+    return config
+
+
+def with_base_prefix(weights: Mapping[str, Weight], architecture: str) -> Mapping[str, Weight]:
+    """Tensor names as the class in ``architectures`` spells them.
+
+    A class with a head wraps a base model (GPT2LMHeadModel.transformer, LlamaForCausalLM.model) and
+    transformers loads checkpoints of either. ``gpt2`` on the Hub is the best known one saved from the base
+    model: ``h.0.ln_1.weight`` for ``transformer.h.0.ln_1.weight``. Where no tensor has the prefix, all but
+    the head's get it.
+    """
+    prefix = BASE_PREFIX.get(architecture)
+    if prefix is None or any(name.startswith(prefix) for name in weights):
+        return weights
+    return {name if name.startswith(HEADS) else prefix + name: weight for name, weight in weights.items()}
+
+
+def _read_weights(folder: Path) -> dict[str, Weight]:
+    # transformers prefers the single file where both are there
+    if has(folder, WEIGHTS):
+        return read_header(_weight_file(folder, WEIGHTS))
+    if has(folder, INDEX):
+        return _read_shards(folder)
+    raise _no_weights(folder)
+
+
+def _weight_file(folder: Path, name: str) -> Path:
+    path = inside(folder, name)
+    if not path.is_file():
+        raise rejected("weights-missing", f"{str(folder / name)!r} does not exist", "download it again")
+    return path
+
+
+def _read_shards(folder: Path) -> dict[str, Weight]:
+    """The shards that the index names, held against it in both directions."""
+    what = repr(str(folder / INDEX))
+    index = parse_json_object(read_bytes(folder, INDEX, JSON_LIMIT), what, "weights-incomplete")
+    placed = index.get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
+        raise rejected(
+            "weights-incomplete", f"{what} has no weight_map of names to files", "download the index again"
+        )
+    paths = {shard: inside(folder, shard) for shard in sorted(set(placed.values()))}
+    findings = [f"missing file: {shard}" for shard, path in paths.items() if not path.is_file()]
+    tensors: dict[str, Weight] = {}
+    for shard, path in paths.items():
+        if not path.is_file():
+            continue
+        header = read_header(path)
+        wanted = {name for name, place in placed.items() if place == shard}
+        findings += [f"{shard} lacks {name}" for name in sorted(wanted - header.keys())]
+        findings += [
+            f"{shard} has {name}, which the index does not place there" for name in header.keys() - wanted
+        ]
+        tensors |= header
+    if findings:
+        raise rejected(
+            "weights-incomplete",
+            f"the shards of {str(folder)!r} and their index do not agree ({len(findings)} findings)",
+            "download the directory again, all of it",
+            tuple(sorted(findings)),
+        )
+    return tensors
+
+
+def _no_weights(folder: Path) -> OnnxGptError:
+    if any(has(folder, name) for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        return unsupported(
+            "weights-pickle",
+            f"{str(folder)!r} has its weights only in pytorch_model.bin, a pickle, which could run any code",
+            "if you trust it, convert it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)",
+        )
+    return rejected(
+        "weights-missing",
+        f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}",
+        "give a directory with safetensors weights",
+    )

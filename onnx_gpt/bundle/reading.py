@@ -1,0 +1,133 @@
+"""A bundle's folder as a runtime sees it: where the model is, and the few facts that are not in the graph.
+
+Folders of onnxruntime-genai's builder are read as well: genai_config.json stands in for config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from exporter.errors import OnnxGptError, rejected
+from onnx_gpt.chat import ChatTemplate, chat_template
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "context_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleFolder:
+    """What a runner needs of a bundle.
+
+    Attributes:
+        model: the .onnx file.
+        context_length: tokens that fit, where the bundle says so.
+        head_dim: of the KV cache, where the bundle says so.
+        eos: tokens that end a text.
+        tokenizer: None where the bundle has none (a user's module).
+        chat: None where there is no template.
+    """
+
+    model: Path
+    context_length: int | None
+    head_dim: int | None
+    eos: frozenset[int]
+    tokenizer: Tokenizer | None
+    chat: ChatTemplate | None
+
+
+def read_bundle(folder: Path) -> BundleFolder:
+    """Read a bundle's small files.
+
+    Raises:
+        OnnxGptError: ``bundle-missing``, ``bundle-incomplete``, ``bundle-invalid`` or
+            ``chat-template-invalid``.
+    """
+    if not folder.is_dir():
+        raise rejected("bundle-missing", f"there is no folder {folder}", "build one with `onnx-gpt optimize`")
+    genai = _table(_json(folder, "genai_config.json"), "model")
+    decoder = _table(genai, "decoder")
+    config = {**genai, **_json(folder, "config.json")}
+    model = folder / str(decoder.get("filename", "model.onnx"))
+    if not model.is_file():
+        raise rejected(
+            "bundle-incomplete",
+            f"{folder} has no {model.name}",
+            "build the bundle again with `onnx-gpt optimize`",
+        )
+    template = folder / "chat_template.jinja"
+    tokens = _json(folder, "tokenizer_config.json")
+    return BundleFolder(
+        model=model,
+        context_length=next((_integer(config, key) for key in CONTEXT_KEYS if key in config), None),
+        head_dim=_head_dim(config, decoder),
+        eos=_eos(_json(folder, "generation_config.json"), config),
+        tokenizer=_tokenizer(folder / "tokenizer.json"),
+        chat=chat_template(tokens, template.read_text("utf-8") if template.is_file() else None),
+    )
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _invalid(path, f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _invalid(path, "not a JSON object")
+    return value
+
+
+def _table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key, {})
+    if not isinstance(value, dict):
+        raise _invalid(Path(key), "not a JSON object")
+    return value
+
+
+def _integer(config: Mapping[str, Any], key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int) or value <= 0:
+        raise _invalid(Path("config.json"), f"{key} is {value!r}")
+    return value
+
+
+def _head_dim(config: Mapping[str, Any], decoder: Mapping[str, Any]) -> int | None:
+    if "head_size" in decoder:
+        return _integer(decoder, "head_size")
+    if config.get("head_dim"):
+        return _integer(config, "head_dim")
+    if "hidden_size" in config and "num_attention_heads" in config:
+        return _integer(config, "hidden_size") // _integer(config, "num_attention_heads")
+    return None
+
+
+def _eos(generation: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
+    """generation_config.json goes before config.json; one id or several."""
+    value = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) for i in ids):
+        raise _invalid(Path("generation_config.json"), f"eos_token_id is {value!r}")
+    return frozenset(ids)
+
+
+def _tokenizer(path: Path) -> Tokenizer | None:
+    if not path.is_file():
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise _invalid(path, f"not a tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _invalid(path: Path, what: str) -> OnnxGptError:
+    return rejected("bundle-invalid", f"{path.name}: {what}", "build the bundle again, or repair the file")

@@ -1,0 +1,66 @@
+"""``onnx-gpt bench``: how fast a bundle is on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from onnx_gpt.bench import Spread
+from onnx_gpt.bench import bench as measure
+from onnx_gpt.commands._show import echo, print_json, print_table
+
+
+def bench(
+    bundle: Path,
+    /,
+    *,
+    prompt_tokens: int = 512,
+    new_tokens: int = 64,
+    context: int = 512,
+    repeats: int = 5,
+    threads: int | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Measure loading, prefill and decode through the public Generator. Medians of several rounds.
+
+    Parameters
+    ----------
+    bundle
+        Folder that optimize or onnxruntime-genai's builder made.
+    prompt_tokens
+        Length of the prefill.
+    new_tokens
+        Decode steps that are timed.
+    context
+        Tokens before the first of these steps.
+    repeats
+        Rounds.
+    threads
+        Threads; the machine's physical cores by default.
+    json
+        Print JSON.
+    """
+    settings = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "context": context, "repeats": repeats}
+    echo(f"bench {bundle}", {**settings, "threads": threads or "physical cores"})
+    result = measure(bundle, **settings, threads=threads)
+    if json:
+        print_json(dataclasses.asdict(result))
+        return 0
+    print_table(
+        ("measure", "median", "min", "max"),
+        [
+            ("prefill, tok/s", *_spread(result.prefill_tokens_per_second, 0)),
+            (f"decode at context {context}, tok/s", *_spread(result.decode_tokens_per_second, 0)),
+            ("first token, s", *_spread(result.first_token_seconds, 3)),
+            ("load, s", f"{result.load_seconds:.2f}", "", ""),
+            ("peak memory, MB", f"{result.peak_rss_bytes / 1e6:.0f}", "", ""),
+        ],
+    )
+    return 0
+
+
+def _spread(spread: Spread, digits: int) -> tuple[str, str, str]:
+    return f"{spread.median:.{digits}f}", f"{spread.min:.{digits}f}", f"{spread.max:.{digits}f}"

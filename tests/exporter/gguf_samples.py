@@ -1,0 +1,189 @@
+"""Small GGUF files: tiny random transformers models, converted as llama.cpp's convert_hf_to_gguf.py does.
+
+What the converter does to values is written out here again, and not taken from the code under test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from gguf import GGMLQuantizationType as Type
+
+VOCAB = 96
+DIMS = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+CONFIGS: Mapping[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**DIMS, rms_norm_eps=1e-5, tie_word_embeddings=False),
+    "llama-tied": lambda: transformers.LlamaConfig(**DIMS, head_dim=32, tie_word_embeddings=True),
+    "llama-bias": lambda: transformers.LlamaConfig(**DIMS, attention_bias=True),
+    "llama3": lambda: transformers.LlamaConfig(
+        **DIMS,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+    "llama-linear": lambda: transformers.LlamaConfig(
+        **DIMS, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    ),
+    "qwen2": lambda: transformers.Qwen2Config(**DIMS, tie_word_embeddings=True),
+    "qwen3": lambda: transformers.Qwen3Config(**DIMS, head_dim=24, tie_word_embeddings=False),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **{**DIMS, "num_hidden_layers": 7}, head_dim=16, query_pre_attn_scalar=16, sliding_window=8
+    ),
+    "phi3": lambda: transformers.Phi3Config(**DIMS, sliding_window=9, pad_token_id=0),
+    "phi3-partial": lambda: transformers.Phi3Config(
+        **DIMS, pad_token_id=0, rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+    ),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCAB, n_positions=128, n_embd=64, n_layer=2, n_head=4
+    ),
+    "gptneox": lambda: transformers.GPTNeoXConfig(
+        **{key: value for key, value in DIMS.items() if key != "num_key_value_heads"}
+    ),
+}
+
+
+def tiny(name: str) -> Any:
+    """A random model of `CONFIGS`, its norms and biases random too, so that a wrong one shows."""
+    torch.manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def convert(model: Any, path: Path, quantize: Type = Type.F32, **extra: Any) -> None:
+    """Write a model as GGUF. Matrices of the layers and the embedding get the type ``quantize``."""
+    config = model.config
+    kind = config.model_type.removesuffix("_text").replace("gpt_neox", "gptneox")
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    writer = gguf.GGUFWriter(path, kind)
+    _write_keys(writer, kind, config)
+    for key, value in extra.items():
+        _write_value(writer, key, value)
+    table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tied = config.tie_word_embeddings
+    for name, tensor in model.state_dict().items():
+        if (tied and name == "lm_head.weight") or name.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        ours = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert ours is not None, name
+        values = _converted(kind, name, tensor.numpy(), config)
+        type = quantize if values.ndim == 2 and values.shape[-1] % gguf.GGML_QUANT_SIZES[quantize][0] == 0 else Type.F32
+        writer.add_tensor(ours, gguf.quants.quantize(np.ascontiguousarray(values), type), raw_dtype=type)
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
+    if kind == "gpt2":
+        writer.add_feed_forward_length(4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    writer.add_feed_forward_length(config.intermediate_size)
+    if kind == "gptneox":
+        rotated = int(config.rope_parameters["partial_rotary_factor"] * config.hidden_size / config.num_attention_heads)
+        writer.add_rope_dimension_count(rotated)
+        writer.add_parallel_residual(config.use_parallel_residual)
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    if kind == "gemma3":
+        writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
+        writer.add_sliding_window(config.sliding_window)
+        return
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if kind == "llama":
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_rope_dimension_count(head_dim)
+    if kind == "phi3":
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_sliding_window(config.sliding_window or 0)
+
+
+def _converted(kind: str, name: str, values: np.ndarray, config: Any) -> np.ndarray:
+    if kind == "llama" and (".q_proj." in name or ".k_proj." in name):
+        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+        halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+        return halves.swapaxes(1, 2).reshape(values.shape)
+    if kind == "gemma3" and name.endswith("norm.weight"):
+        return values + np.float32(1)
+    if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        return values.T
+    if kind == "gptneox" and "query_key_value" in name:
+        heads = config.num_attention_heads
+        by_head = values.reshape(heads, 3, config.hidden_size // heads, *values.shape[1:])
+        return np.concatenate([by_head[:, i].reshape(-1, *values.shape[1:]) for i in range(3)])
+    return values
+
+
+def _llama3_factors(config: Any) -> np.ndarray:
+    rope = config.rope_parameters
+    head_dim = config.head_dim
+    frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    context = rope["original_max_position_embeddings"]
+    factors = []
+    for frequency in frequencies:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < context / rope["high_freq_factor"]:
+            factors.append(1.0)
+        elif wavelength > context / rope["low_freq_factor"]:
+            factors.append(rope["factor"])
+        else:
+            smooth = (context / wavelength - rope["low_freq_factor"]) / (
+                rope["high_freq_factor"] - rope["low_freq_factor"]
+            )
+            factors.append(float(1 / ((1 - smooth) / rope["factor"] + smooth)))
+    return np.array(factors, dtype=np.float32)

@@ -1,0 +1,314 @@
+"""Every family, in every shape that its configuration can take, is the model that transformers runs.
+
+The canonical graph is run as it is written (ORT's optimizer off) and compared with transformers on random weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import tiny, variants
+from transformers.models.gemma3 import modeling_gemma3
+
+from exporter.build import build
+from exporter.checkpoint import Checkpoint
+from exporter.decoder import Decoder, Layer
+from exporter.families import describe, families, family_of
+from exporter.match import match_weights
+from exporter.reference import Reference
+from exporter.weights import Array, Weight
+
+TOLERANCE = 1e-5
+"""Of the largest |logit|. Float32 orders of summation differ by a few 1e-7."""
+LENGTH = 17
+EVERY = pytest.mark.parametrize(("family", "variant"), list(variants()))
+
+
+class Graph:
+    """A canonical graph in onnxruntime, run step by step with its growing cache."""
+
+    def __init__(self, decoder: Decoder, weights: Mapping[str, Weight]) -> None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        model = ir.to_proto(build(decoder, weights)).SerializeToString()
+        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.layers = [layer.attention for layer in decoder.layers]
+
+    def logits(
+        self, tokens: np.ndarray, mask: np.ndarray | None = None, steps: tuple[int, ...] = (), keep: int | None = None
+    ) -> np.ndarray:
+        """Logits ``[B, S, V]`` of tokens ``[B, S]``, fed in runs of ``steps`` tokens (all at once by default)."""
+        mask = np.ones_like(tokens) if mask is None else mask
+        cache = {
+            f"past_key_values.{i}.{which}": np.zeros((len(tokens), a.kv_heads, 0, a.head_dim), np.float32)
+            for i, a in enumerate(self.layers)
+            for which in ("key", "value")
+        }
+        out, start = [], 0
+        for step in steps or (tokens.shape[1],):
+            feeds = {"input_ids": tokens[:, start : start + step], "attention_mask": mask[:, : start + step]}
+            if keep is not None:
+                feeds["num_logits_to_keep"] = np.array(keep, np.int64)
+            logits, *present = self.session.run(None, feeds | cache)
+            cache = dict(zip(cache, present, strict=True))
+            out.append(logits)
+            start += step
+        return np.concatenate(out, axis=1)
+
+
+@functools.cache
+def graph_and_reference(family: str, variant: str) -> tuple[Graph, Reference]:
+    checkpoint = tiny(family, variant=variant)
+    return Graph(*resolved(checkpoint)), Reference(checkpoint)
+
+
+def resolved(checkpoint: Checkpoint) -> tuple[Decoder, dict[str, Weight]]:
+    decoder = describe(checkpoint)
+    ignored = getattr(family_of(checkpoint), "IGNORED", ())
+    return decoder, match_weights(decoder, checkpoint.weights, ignored)
+
+
+def random_tokens(batch: int, length: int = LENGTH) -> np.ndarray:
+    return np.random.default_rng(length).integers(3, 131, (batch, length))
+
+
+def error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest difference, as a share of the largest |logit|."""
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@EVERY
+@pytest.mark.parametrize("length", [1, 2, 7, LENGTH])
+def test_prefill(family: str, variant: str, length: int) -> None:
+    graph, reference = graph_and_reference(family, variant)
+    tokens = random_tokens(2, length)
+    assert error(graph.logits(tokens), reference.logits(tokens)) < TOLERANCE
+
+
+@EVERY
+@pytest.mark.parametrize("steps", [(1,) * LENGTH, (7, 9, 1)], ids=["decode", "chunks"])
+def test_steps_with_a_cache(family: str, variant: str, steps: tuple[int, ...]) -> None:
+    graph, reference = graph_and_reference(family, variant)
+    tokens = random_tokens(2)
+    assert error(graph.logits(tokens, steps=steps), reference.logits(tokens)) < TOLERANCE
+
+
+@EVERY
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batch_then_decode(family: str, variant: str, side: str) -> None:
+    """Prompts of 13, 8 and 1 tokens in one batch, continued by 4 tokens: right padding leaves holes in the mask."""
+    graph, reference = graph_and_reference(family, variant)
+    tokens, mask = random_tokens(3), np.ones((3, LENGTH), np.int64)
+    for row, real in enumerate((13, 8, 1)):
+        mask[row, slice(0, 13 - real) if side == "left" else slice(real, 13)] = 0
+    theirs = reference.logits(tokens, mask)
+    for steps in ((13, 1, 3), (LENGTH,)):
+        ours = graph.logits(tokens, mask, steps)
+        assert error(ours[mask == 1], theirs[mask == 1]) < TOLERANCE
+
+
+@EVERY
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_logits_to_keep(family: str, variant: str, keep: int) -> None:
+    graph, _ = graph_and_reference(family, variant)
+    tokens = random_tokens(2, 7)
+    np.testing.assert_allclose(
+        graph.logits(tokens, keep=keep), graph.logits(tokens)[:, -keep:], rtol=0, atol=TOLERANCE
+    )
+
+
+# The proof bites -----------------------------------------------------------------------------------------------------
+
+FAMILIES = pytest.mark.parametrize("family", list(families()))
+
+
+@FAMILIES
+def test_every_tensor_is_proven(family: str) -> None:
+    """A tensor that is dropped, or whose rows are in the wrong order, shows in the logits."""
+    checkpoint = tiny(family, num_hidden_layers=1)
+    decoder, weights = resolved(checkpoint)
+    tokens = random_tokens(1)
+    theirs = Reference(checkpoint).logits(tokens)
+    assert error(Graph(decoder, weights).logits(tokens), theirs) < TOLERANCE
+    for role, weight in weights.items():
+        if role.endswith("attention.k.bias") and decoder.layers[0].attention.rope is None:
+            continue  # moves all scores of a query alike, which softmax does not see
+        array = weight.read()
+        wrong = Array(np.roll(array, 1, axis=0) if array.ndim == 2 else np.ones_like(array))
+        assert error(Graph(decoder, weights | {role: wrong}).logits(tokens), theirs) > 100 * TOLERANCE, role
+
+
+def of_layers(change: Callable[[Layer], Layer]) -> Callable[[Decoder], Decoder]:
+    return lambda decoder: dataclasses.replace(decoder, layers=tuple(change(layer) for layer in decoder.layers))
+
+
+def of_attention(change: Callable[[Any], dict[str, Any]]) -> Callable[[Decoder], Decoder]:
+    return of_layers(
+        lambda layer: dataclasses.replace(
+            layer, attention=dataclasses.replace(layer.attention, **change(layer.attention))
+        )
+    )
+
+
+def other_epsilon(decoder: Decoder) -> Decoder:
+    return dataclasses.replace(decoder, norm=dataclasses.replace(decoder.norm, epsilon=2 * decoder.norm.epsilon))
+
+
+def swapped_gate(layer: Layer) -> Layer:
+    ffn = layer.ffn
+    if ffn.gate is None:
+        return layer
+    return dataclasses.replace(layer, ffn=dataclasses.replace(ffn, gate=ffn.up, up=ffn.gate))
+
+
+def other_activation(layer: Layer) -> Layer:
+    other = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu", "relu": "gelu"}[layer.ffn.activation]
+    return dataclasses.replace(layer, ffn=dataclasses.replace(layer.ffn, activation=other))
+
+
+def slower_rotation(attention: Any) -> dict[str, Any]:
+    if attention.rope is None:
+        return {}
+    frequencies = tuple(0.9 * f for f in attention.rope.frequencies)
+    return {"rope": dataclasses.replace(attention.rope, frequencies=frequencies)}
+
+
+def wider_window(attention: Any) -> dict[str, Any]:
+    return {"window": attention.window and attention.window + 1}
+
+
+MUTATIONS: Mapping[str, Callable[[Decoder], Decoder]] = {
+    "epsilon": other_epsilon,
+    "gate_and_up_swapped": of_layers(swapped_gate),
+    "activation": of_layers(other_activation),
+    "parallel": of_layers(lambda layer: dataclasses.replace(layer, parallel=not layer.parallel)),
+    "scale": of_attention(lambda attention: {"scale": 1.1 * attention.scale}),
+    "rotation": of_attention(slower_rotation),
+    "window": of_attention(wider_window),
+    "no_window": of_attention(lambda attention: {"window": None}),
+    "no_embedding_scale": lambda decoder: dataclasses.replace(decoder, embedding_scale=1.0),
+    "no_softcap": lambda decoder: dataclasses.replace(decoder, logit_softcap=0.0),
+}
+BITING = {"gemma3": "softcap", "qwen2": "upper_windows", "qwen3": "layer_types", "mistral": "window", "phi3": "window"}
+
+
+@FAMILIES
+def test_every_choice_is_proven(family: str) -> None:
+    """Each thing that a description says, said otherwise, shows in the logits."""
+    overrides = {"sliding_window": 5} if family == "gemma3" else {}
+    checkpoint = tiny(family, variant=BITING.get(family, "default"), **overrides)
+    decoder, weights = resolved(checkpoint)
+    tokens = random_tokens(1)
+    theirs = Reference(checkpoint).logits(tokens)
+    seen = 0
+    for name, mutate in MUTATIONS.items():
+        mutant = mutate(decoder)
+        if mutant == decoder:
+            continue
+        roles = {role: weights[role_of(decoder, part)] for role, part in mutant.parts()}
+        assert error(Graph(mutant, roles).logits(tokens), theirs) > 3 * TOLERANCE, name
+        seen += 1
+    assert seen >= 4
+
+
+def role_of(decoder: Decoder, part: Any) -> str:
+    return next(role for role, candidate in decoder.parts() if candidate == part)
+
+
+def test_attention_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No family asks for it, since transformers' Gemma 3 never applies its own. Its eager attention can."""
+    eager = modeling_gemma3.eager_attention_forward
+    monkeypatch.setattr(modeling_gemma3, "eager_attention_forward", functools.partial(eager, softcap=0.5))
+    checkpoint = tiny("gemma3", sliding_window=5)
+    decoder, weights = resolved(checkpoint)
+    capped = of_attention(lambda _: {"softcap": 0.5})(decoder)
+    reference, tokens = Reference(checkpoint), random_tokens(2)
+    reference.model.set_attn_implementation("eager")
+    theirs = reference.logits(tokens)
+    assert error(Graph(capped, weights).logits(tokens), theirs) < TOLERANCE
+    assert error(Graph(decoder, weights).logits(tokens), theirs) > 100 * TOLERANCE
+
+
+# What building costs -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable(Weight):
+    """A weight of which only the shape may be asked."""
+
+    shape: tuple[int, ...]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        raise AssertionError("a weight was read")
+
+
+@FAMILIES
+def test_building_reads_no_weight(family: str) -> None:
+    checkpoint = tiny(family)
+    unread = {name: Unreadable(weight.shape) for name, weight in checkpoint.weights.items()}
+    decoder, weights = resolved(dataclasses.replace(checkpoint, weights=unread))
+    model = build(decoder, weights)
+    assert len(list(model.graph)) > 10
+
+
+@FAMILIES
+def test_nodes_are_linear_in_layers(family: str) -> None:
+    counts = []
+    for layers in (2, 4, 6):
+        checkpoint = tiny(family, num_hidden_layers=layers)
+        counts.append(len(list(build(*resolved(checkpoint)).graph)))
+    assert counts[2] - counts[1] == counts[1] - counts[0] > 0
+
+
+@FAMILIES
+@pytest.mark.parametrize("tied", [False, True])
+def test_names_and_keys_are_those_that_transformers_writes(family: str, tied: bool, tmp_path: Path) -> None:
+    checkpoint = tiny(family, tie_word_embeddings=tied)
+    Reference(checkpoint).model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        written = {name: Array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no dict
+    _, ours = resolved(checkpoint)
+    _, theirs = resolved(Checkpoint("written", config, written))
+    for role, weight in ours.items():
+        np.testing.assert_array_equal(weight.read(), theirs[role].read(), role)
+
+
+# The reference itself ------------------------------------------------------------------------------------------------
+
+
+@FAMILIES
+def test_greedy_is_the_argmax_of_each_step(family: str) -> None:
+    reference, tokens = Reference(tiny(family)), list(random_tokens(1, 5)[0])
+    continued = reference.greedy(np.array(tokens), 6)
+    for token in continued:
+        assert token == reference.logits(np.array([tokens]))[0, -1].argmax()
+        tokens.append(token)
+
+
+@FAMILIES
+def test_reference_ends_no_continuation_early(family: str) -> None:
+    """The end token is one token among others: all of them together would stop at the first."""
+    reference = Reference(tiny(family, eos_token_id=list(range(131))))
+    assert len(reference.greedy(random_tokens(1, 5)[0], 4)) == 4
+
+
+def test_reference_of_a_module() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Embedding(131, 8), torch.nn.Linear(8, 131))
+    reference, tokens = Reference(module), random_tokens(2, 5)
+    np.testing.assert_array_equal(reference.logits(tokens), module(torch.from_numpy(tokens)).detach().numpy())
+    assert reference.greedy(tokens[0], 2)[0] == reference.logits(tokens[:1])[0, -1].argmax()

@@ -1,0 +1,154 @@
+"""Tiny random checkpoints of every family, in the shapes that its configuration can take.
+
+A family needs nothing here: its architecture's own configuration class in transformers is shrunk by the names of its
+keys, and its tensors are drawn at random under the names and shapes of transformers' model. `SPECIAL` lists what is
+particular to one family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from exporter.checkpoint import Checkpoint
+from exporter.families import describe, families
+from exporter.weights import Array
+
+SMALL: Mapping[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 64,
+    "n_embd": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "n_positions": 64,
+    "query_pre_attn_scalar": 24,
+    "sliding_window_pattern": 2,
+    "rms_norm_eps": 0.01,
+    "layer_norm_eps": 0.01,
+    "layer_norm_epsilon": 0.01,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+"""Values by key, for every configuration that has the key. The epsilons are large, so that a wrong one shows."""
+
+GENERIC: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "tied": {"tie_word_embeddings": True},
+    "untied": {"tie_word_embeddings": False},
+    "window": {"sliding_window": 5},
+    "one_kv_head": {"num_key_value_heads": 1},
+    "own_kv_heads": {"num_key_value_heads": 4},
+    "wide_heads": {"head_dim": 24},
+    "biases": {"attention_bias": True},
+}
+"""Variants of every family whose configuration has all the keys."""
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+
+SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "gpt2": {
+        "gelu": {"activation_function": "gelu", "n_inner": 80},
+        "relu": {"activation_function": "relu"},
+        "scores_unscaled": {"scale_attn_weights": False},
+        "scores_by_layer": {"scale_attn_by_inverse_layer_idx": True},
+        "upcast": {"reorder_and_upcast_attn": True},
+    },
+    "gpt_neox": {
+        "sequential": {"use_parallel_residual": False},
+        "half_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        "whole_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
+        "linear_rotary": {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}},
+        "no_biases": {"attention_bias": False},
+        "gelu_fast": {"hidden_act": "gelu_fast"},
+    },
+    "llama": {
+        "ffn_biases": {"mlp_bias": True, "attention_bias": True},
+        "llama3_rotary": {"rope_parameters": LLAMA3},
+        "linear_rotary": {"rope_parameters": LINEAR},
+    },
+    "mistral": {"no_window": {"sliding_window": None}},
+    "qwen2": {"upper_windows": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}},
+    "qwen3": {
+        "layer_types": {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"],
+        }
+    },
+    "gemma3": {
+        "softcap": {"final_logit_softcapping": 3.0},
+        "layer_types": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+        "linear_rotary": {
+            "sliding_window": 5,
+            "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 100.0}},
+        },
+        "one_local_layer": {"num_hidden_layers": 1, "sliding_window": 3},
+    },
+    "phi3": {"partial_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}},
+}
+
+
+def variants() -> Iterator[tuple[str, str]]:
+    """Every family with every variant that it can take."""
+    for family in families():
+        keys = config_class(family)().to_dict().keys()
+        yield from ((family, name) for name, overrides in GENERIC.items() if overrides.keys() <= keys)
+        yield from ((family, name) for name in SPECIAL.get(family, {}))
+
+
+def config_class(family: str) -> Any:
+    return getattr(transformers, families()[family].ARCHITECTURES[0]).config_class
+
+
+def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any) -> Checkpoint:
+    """A checkpoint of a small decoder with random weights, its configuration as transformers 5 writes it.
+
+    Args:
+        family: file name of the family.
+        variant: a name in `GENERIC` or `SPECIAL`.
+        overrides: further keys of the configuration.
+    """
+    kind = config_class(family)
+    keys = {key.lstrip("_") for key in kind().to_dict()}  # Gemma keeps sliding_window_pattern as a private key
+    special = GENERIC.get(variant) or SPECIAL.get(family, {}).get(variant, {})
+    assert special or variant == "default", f"{family} has no variant {variant}"
+    config = kind(**{key: value for key, value in SMALL.items() if key in keys} | special | overrides)
+    architecture = families()[family].ARCHITECTURES[0]
+    with torch.device("meta"):
+        model = getattr(transformers, architecture)(config)
+    checkpoint = Checkpoint(f"tiny:{family}", config.to_dict() | {"architectures": [architecture]}, {})
+    names = {id(model.get_output_embeddings().weight): describe(checkpoint).head.weight.name}  # as files have it
+    tensors = model.state_dict(keep_vars=True)
+    unique = {names.setdefault(id(tensor), name): tuple(tensor.shape) for name, tensor in tensors.items()}
+    rng = np.random.default_rng(seed)
+    weights = {name: Array(_draw(name, shape, rng)) for name, shape in unique.items()}
+    return dataclasses.replace(checkpoint, weights=weights)
+
+
+def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Gains away from 1 and biases away from 0, so that one left out shows; matrices that keep a vector's size."""
+    if len(shape) == 1:
+        drawn = 0.5 * rng.standard_normal(shape) if name.endswith("bias") else rng.uniform(0.5, 1.5, shape)
+    else:
+        drawn = rng.standard_normal(shape) / np.sqrt(shape[-1])
+    return drawn.astype(np.float32)
