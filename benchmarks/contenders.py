@@ -1,17 +1,20 @@
-"""Everything that is compared: how each artifact is made, and how it is run. Standard library only, like measure.py.
+"""Everything that is compared: how each artifact is made, and how it is run.
 
-An artifact is made once, under .cache/artifacts/, and made again when it is deleted (`--remake` deletes ours).
+An artifact is made once, under .cache/artifacts/, and again when it is deleted (`--remake` deletes ours).
+Standard library only, like measure.py.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 
 from benchmarks.environment import python_of
-from benchmarks.measure import Row, fresh, run, say, size_of
+from benchmarks.measure import ChildFailedError, Row, fresh, run, say, size_of
 from benchmarks.paths import CACHE, GGUF, PERMUTED, SMOLLM2
 
 ARTIFACTS = CACHE / "artifacts"
@@ -55,6 +58,30 @@ class Contender:
     @property
     def size(self) -> int:
         return size_of(self.path)
+
+
+def selected(contenders: Sequence[Contender], only: Sequence[str] | None, *, remake: bool) -> list[Contender]:
+    """Those whose name has one of ``only`` in it; ``remake`` deletes our artifacts among them."""
+    chosen = [one for one in contenders if not only or any(part in one.name for part in only)]
+    for contender in chosen:
+        if remake and contender.name.startswith("onnx-gpt"):
+            shutil.rmtree(contender.path, ignore_errors=True)
+    return chosen
+
+
+def prepared(contenders: Sequence[Contender]) -> tuple[list[Contender], dict[str, str]]:
+    """Those whose artifacts are there or can be made, and why the others failed, by name."""
+    ready: list[Contender] = []
+    failed: dict[str, str] = {}
+    for contender in contenders:
+        try:
+            contender.runner()
+            contender.ready()
+        except (ChildFailedError, CalledProcessError) as error:
+            failed[contender.name] = str(error)
+        else:
+            ready.append(contender)
+    return ready, failed
 
 
 def peer(module: str, environment: str) -> Callable[[], Command]:
@@ -106,16 +133,17 @@ OURS_INT4_PERMUTED = ours("onnx-gpt int4 (permuted)", PERMUTED, "--quantize", "i
 OURS_KEEP = ours("onnx-gpt GGUF kept", GGUF, "--quantize", "keep")
 
 GENAI_INT4 = made_by("genai builder int4", SMOLLM2, "genai_builder", "genai")
-GENAI_INT4_PRUNED = made_by("genai builder int4, last logits", SMOLLM2, "genai_builder", "genai", verb="make_pruned")
+GENAI_INT4_PRUNED = made_by(
+    "genai builder int4, last logits", SMOLLM2, "genai_builder", "genai", verb="make_pruned"
+)
 GENAI_INT4_PERMUTED = made_by("genai builder int4 (permuted)", PERMUTED, "genai_builder", "genai")
 MOBIUS_FLOAT = made_by("mobius fp32", SMOLLM2, "mobius", "mobius")
 MOBIUS_KEEP = made_by("mobius GGUF kept", GGUF, "mobius", "mobius", verb="make_gguf")
 OPTIMUM_FLOAT = made_by("Optimum fp32", SMOLLM2, "optimum", "optimum")
 ORT_DYNAMIC = made_by("ORT quantize_dynamic int8", lambda: OPTIMUM_FLOAT.ready(), "ort_quantize", "optimum")
-OPENVINO_INT8 = made_by(
-    "OpenVINO int8", SMOLLM2, "openvino_int8", "openvino", runner=peer("openvino_int8", "openvino")
-)
+ON_OPENVINO = peer("openvino_int8", "openvino")
+OPENVINO_INT8 = made_by("OpenVINO int8", SMOLLM2, "openvino_int8", "openvino", runner=ON_OPENVINO)
 OPENVINO_INT8_PERMUTED = made_by(
-    "OpenVINO int8 (permuted)", PERMUTED, "openvino_int8", "openvino", runner=peer("openvino_int8", "openvino")
+    "OpenVINO int8 (permuted)", PERMUTED, "openvino_int8", "openvino", runner=ON_OPENVINO
 )
 LLAMA_CPP = Contender("llama.cpp Q4_1", GGUF, None, peer("llama_cpp", "llama_cpp"))

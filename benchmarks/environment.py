@@ -2,8 +2,8 @@
 
     python -m benchmarks.environment [genai mobius openvino llama_cpp optimum]
 
-Each is benchmarks/requirements/NAME.txt, pinned. torch goes in first and alone: an open range of a later package would
-otherwise bring gigabytes of CUDA.
+Each is benchmarks/requirements/NAME.txt, pinned, then NAME.no-deps.txt without dependencies, if there is one.
+torch goes in first and alone: an open range of a later package would otherwise bring gigabytes of CUDA.
 """
 
 from __future__ import annotations
@@ -17,37 +17,39 @@ from pathlib import Path
 from benchmarks.measure import say
 from benchmarks.paths import ENVIRONMENTS, REQUIREMENTS
 
-STAMP = ".ready"
+NO_DEPS = ".no-deps.txt"
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of a peer's environment, which is made if it is missing or its requirements have changed."""
+    """The interpreter of a peer's environment, made if it is missing or its requirements have changed."""
     folder = ENVIRONMENTS / name
-    requirements = REQUIREMENTS / f"{name}.txt"
-    stamp = folder / STAMP
-    if not stamp.exists() or stamp.read_text("utf-8") != requirements.read_text("utf-8"):
-        _make(folder, requirements)
-        stamp.write_text(requirements.read_text("utf-8"), "utf-8")
+    files = [REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}{NO_DEPS}"]
+    wanted = {file: file.read_text("utf-8") for file in files if file.exists()}
+    stamp, content = folder / ".ready", "".join(wanted.values())
+    if not stamp.exists() or stamp.read_text("utf-8") != content:
+        _make(folder, wanted)
+        stamp.write_text(content, "utf-8")
     return folder / "bin" / "python"
 
 
 def names() -> list[str]:
-    return sorted(file.stem for file in REQUIREMENTS.glob("*.txt"))
+    return sorted(file.stem for file in REQUIREMENTS.glob("*.txt") if not file.name.endswith(NO_DEPS))
 
 
-def _make(folder: Path, requirements: Path) -> None:
+def _make(folder: Path, wanted: dict[Path, str]) -> None:
     say(f"making the environment {folder.name}")
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    lines = requirements.read_text("utf-8").splitlines()
+    lines = "".join(wanted.values()).splitlines()
     for torch in (line for line in lines if line.startswith("torch==")):
         _pip(folder, torch)
-    _pip(folder, "-r", str(requirements))
+    for file in wanted:
+        _pip(folder, *(["--no-deps"] if file.name.endswith(NO_DEPS) else []), "-r", str(file))
 
 
 def _pip(folder: Path, *what: str) -> None:
-    command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *what], check=True, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Shared measuring: a command as a child, interleaved runs, medians, and results for people and for programs.
 
-Only the standard library is imported here, and by the commands that measure memory: Linux starts a child's peak at
-the size of the process that forked it, so the measuring process has to stay small.
+Only the standard library is imported here, and by make_time: Linux starts a child's peak memory at the size
+of the process that forked it, so the measuring process has to stay small.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from benchmarks.peers.protocol import THREADS
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 
-class ChildFailed(RuntimeError):
+class ChildFailedError(RuntimeError):
     """A measured command exited with a status other than 0."""
 
 
@@ -51,17 +51,19 @@ def run(command: Sequence[str | Path]) -> Child:
     """Run a command from the repository's root and measure it from outside, start-up included.
 
     Raises:
-        ChildFailed: with the end of its stderr.
+        ChildFailedError: with the end of its stderr.
     """
     argv = [str(part) for part in command]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
-        child = subprocess.Popen(argv, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        child = subprocess.Popen(
+            argv, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err
+        )
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode != 0:
-            raise ChildFailed(f"exit {child.returncode}: {' '.join(argv)}\n{_text(err)[-3000:]}")
+            raise ChildFailedError(f"exit {child.returncode}: {' '.join(argv)}\n{_text(err)[-3000:]}")
         unit = 1 if sys.platform == "darwin" else 1024
         return Child(seconds, usage.ru_maxrss * unit, _text(out))
 
@@ -120,23 +122,30 @@ def machine() -> Row:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as an aligned markdown table; the first row's keys are the columns."""
-    header = list(rows[0])
-    cells = [header, *([_cell(row.get(name)) for name in header] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    columns = [[name, *(_cell(row.get(name)) for row in rows)] for name in rows[0]]
+    padded = [[text.ljust(max(map(len, column))) for text in column] for column in columns]
+    rule = "|".join("-" * (len(column[0]) + 2) for column in padded)
+    lines = [f"| {' | '.join(line)} |" for line in zip(*padded, strict=True)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
-def publish(name: str, document: Row, *, as_json: bool) -> None:
-    """Write results/NAME.json and print it: tables for people, or the document."""
+def publish(name: str, document: Row, *, as_json: bool) -> int:
+    """Write results/NAME.json and print it: tables for people, or the document.
+
+    Returns:
+        The exit status: 1 where the document says that something ``failed``.
+    """
+    tables: dict[str, list[Row]] = document["tables"]
     document = {"benchmark": name, "machine": machine()} | document
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    for contender, message in document.get("failed", {}).items():
+        say(f"{contender} failed: {message}")
     if as_json:
         print(json.dumps(document))
-        return
-    print("\n\n".join(table(rows) for rows in document["tables"].values()))
+    else:
+        print("\n\n".join(table(rows) for rows in tables.values() if rows))
+    return 1 if document.get("failed") else 0
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -154,14 +163,13 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _text(stream: Any) -> str:
+def _text(stream: IO[bytes]) -> str:
     stream.seek(0)
     return stream.read().decode("utf-8", "replace")
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

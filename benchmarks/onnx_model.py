@@ -1,7 +1,7 @@
 """Any contender that is an ONNX decoder, run by the public `onnx_gpt.Generator` on plain onnxruntime.
 
-    python -m benchmarks.onnx_model logits MODEL TOKENS.npy LOGITS.npy
-    python -m benchmarks.onnx_model speed MODEL
+python -m benchmarks.onnx_model logits MODEL TOKENS.npy LOGITS.npy
+python -m benchmarks.onnx_model speed MODEL
 """
 
 from __future__ import annotations

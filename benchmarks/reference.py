@@ -1,6 +1,6 @@
 """Logits of the fp32 model in PyTorch, eager: what every contender is compared with.
 
-    python -m benchmarks.reference FOLDER TOKENS.npy LOGITS.npy
+python -m benchmarks.reference FOLDER TOKENS.npy LOGITS.npy
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.measure import THREADS
-from benchmarks.peers.protocol import write_logits
+from benchmarks.peers.protocol import THREADS, write_logits
 
 
 def main(folder: Path, tokens: Path, out: Path) -> None:
     """Write float32 ``[N, S, V]`` for tokens ``[N, S]``."""
     torch.set_num_threads(THREADS)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.inference_mode():
         write_logits(tokens, out, lambda window: model(torch.from_numpy(window)[None]).logits[0].numpy())
 

@@ -14,7 +14,7 @@ HELD_OUT = 0.8
 
 
 def evaluation_windows(tokenizer: Path, predicted: int) -> np.ndarray:
-    """Token windows ``[N, WINDOW]`` int64 in which at least ``predicted`` positions have a known next token."""
+    """Token windows ``[N, WINDOW]`` int64 with at least ``predicted`` positions whose next token is known."""
     whole = "\n".join(topics[name] for name in sorted(topics))
     ids = Tokenizer.from_file(str(tokenizer)).encode(whole[int(len(whole) * HELD_OUT) :]).ids
     count = -(-predicted // (WINDOW - 1))

@@ -1,7 +1,8 @@
-"""``config.json`` by an allow-list: a key that could change the maths and is not understood is refused by name.
+"""``config.json`` by an allow-list: a key that could change the maths and is not known is refused by name.
 
-Each family declares the keys that it honours, as a subclass of `FamilyConfig`. Keys that cannot change a forward
-pass (bookkeeping, training, generation) are listed here once. A key that is neither is an error, never a guess.
+Each family declares the keys that it honours, as a subclass of `FamilyConfig`. Keys that cannot change a
+forward pass (bookkeeping, training, generation) are listed here once. A key that is neither is an error,
+never a guess.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ def _words(text: str) -> frozenset[str]:
 
 BOOKKEEPING = _words(
     """
-    _attn_implementation _attn_implementation_internal _commit_hash _name_or_path _num_labels
-    architectures attn_implementation auto_map dtype finetuning_task id2label
-    keys_to_ignore_at_inference label2id model_type n_ctx num_labels output_attentions
-    output_hidden_states output_scores prefix problem_type return_dict tokenizer_class torch_dtype
-    torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _name_or_path _num_labels architectures attn_implementation auto_map dtype finetuning_task id2label
+    keys_to_ignore_at_inference label2id max_sequence_length model_type n_ctx n_special num_labels
+    output_attentions output_hidden_states output_past output_scores predict_special_tokens prefix
+    problem_type return_dict tokenizer_class torch_dtype torchscript transformers.js_config
+    transformers_version unsloth_fixed unsloth_version
     """
 )
 TRAINING = _words(
     """
     attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout embd_pdrop
     embedding_dropout gradient_checkpointing hidden_dropout hidden_dropout_prob initializer_range
-    pretraining_tp resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels
-    summary_type summary_use_proj tf_legacy_loss use_bfloat16
+    pretraining_tp resid_pdrop summary_activation summary_first_dropout summary_last_dropout
+    summary_proj_to_labels summary_type summary_use_proj tf_legacy_loss use_bfloat16
     """
 )
 GENERATION = _words(
@@ -72,7 +74,8 @@ LayerType = Literal["full_attention", "sliding_attention"]
 class FamilyConfig(pydantic.BaseModel):
     """Keys that a family honours. A field's type and validators are what it accepts; no value is coerced.
 
-    ``absent`` names keys of other models that this family tolerates only at the values given (features turned off).
+    ``absent`` names keys of other models that this family tolerates only at the values given (features turned
+    off).
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, protected_namespaces=())
@@ -130,6 +133,14 @@ class HeadsConfig(FamilyConfig):
     def head_size(self) -> int:
         """Channels of one head, D."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @pydantic.model_validator(mode="after")
+    def _one_spelling(self) -> Self:
+        if self.rope_scaling and self.rope_parameters:
+            raise ValueError(
+                "rope_scaling and rope_parameters are two spellings of one thing, and both are given"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -1,8 +1,8 @@
 """The vocabulary in which a family describes itself: a decoder made of parts, each part naming its tensors.
 
-A description holds no weights and no graph. From it come the graph (`exporter.build`), the exact list of tensors that
-a checkpoint must have (`exporter.match`), and the roles by which schemes and reports speak of a weight
-(``layers.3.ffn.down``).
+A description holds no weights and no graph. From it come the graph (`exporter.build`), the exact list of
+tensors that a checkpoint must have (`exporter.match`), and the roles by which schemes and reports speak of a
+weight (``layers.3.ffn.down``).
 
 Dims: B batch, S query, T total, H heads, K kv heads, D head dim, E hidden, F ffn, V vocab.
 """

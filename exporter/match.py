@@ -1,4 +1,4 @@
-"""Holds a checkpoint against its family's description: every tensor named once, none left over, every shape right."""
+"""Holds a checkpoint against its family's description: no tensor missing, none unused, all shapes right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def match_weights(
     """Weights by role (``layers.3.ffn.down.weight``), read from nowhere yet.
 
     Args:
-        ignored: regular expressions of tensor names that carry no learned value (causal masks, rotary tables).
+        ignored: regular expressions of the names of tensors that hold nothing learned (causal masks).
 
     Raises:
         OnnxGptError: ``weights-mismatch``, listing all missing, unused and mis-shaped tensors at once.
@@ -35,7 +35,7 @@ def match_weights(
     if findings:
         raise rejected(
             "weights-mismatch",
-            f"the weights do not fit the configuration of a {decoder.family} model ({len(findings)} findings)",
+            f"the weights do not fit this {decoder.family} configuration ({len(findings)} findings)",
             "check that config.json and the weight files belong together and are complete",
             tuple(findings),
         )
@@ -43,7 +43,7 @@ def match_weights(
 
 
 def with_base_prefix(weights: Mapping[str, Weight], prefix: str) -> Mapping[str, Weight]:
-    """The same tensors under full names, where a file was saved from the model without its head (``wte.weight``)."""
+    """The same tensors under full names, where they were saved without the first part (``wte.weight``)."""
     if not prefix or any(name.startswith(prefix) for name in weights):
         return weights
     return {
@@ -59,7 +59,8 @@ def _missing_or_misshaped(parts: Iterable[Part], weights: Mapping[str, Weight]) 
             findings[part.name] = f"missing: {part.name} {list(part.stored_shape)}"
         elif weight.shape != part.stored_shape:
             findings[part.name] = (
-                f"shape: {part.name} is {list(weight.shape)}, the configuration asks for {list(part.stored_shape)}"
+                f"shape: {part.name} is {list(weight.shape)}, "
+                f"the configuration asks for {list(part.stored_shape)}"
             )
         elif isinstance(weight, NotFloat):
             findings[part.name] = f"dtype: {part.name} is {weight.dtype}, which is not a float type"

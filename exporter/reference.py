@@ -1,7 +1,7 @@
 """The PyTorch float32 model that bundles are compared with: transformers' own, or the user's module.
 
-torch and transformers are imported here only, when a reference is asked for. Weights are streamed into the model a
-piece at a time, so the cost is the model itself and nothing beside it.
+torch and transformers are imported here only, when a reference is asked for. Weights are streamed into the
+model a piece at a time, so the cost is the model itself and nothing beside it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Reference:
     """Logits and greedy text of a source, computed by PyTorch in float32 on the CPU.
 
     Args:
-        source: a checkpoint, a module's source, or the ``torch.nn.Module`` itself, which maps tokens ``[B, S]`` to
-            logits ``[B, S, V]``.
+        source: a checkpoint, a module's source, or the ``torch.nn.Module`` itself, which maps tokens
+            ``[B, S]`` to logits ``[B, S, V]``.
 
     Raises:
         OnnxGptError: see `reference_model`; ``reference-missing`` (exit 8) where torch is not installed.
@@ -72,7 +72,7 @@ class Reference:
         return logits
 
     def greedy(self, tokens: np.ndarray, count: int) -> list[int]:
-        """The ``count`` likeliest tokens after ``tokens`` (int64 ``[S]``), each given the ones before; no end token."""
+        """The likeliest ``count`` tokens after ``tokens`` (int64 ``[S]``), each given those before."""
         if not self._cached:
             return self._greedy_uncached(tokens, count)
         torch, transformers = self._torch, _import("transformers")
@@ -90,12 +90,14 @@ class Reference:
 
 
 def reference_model(checkpoint: Checkpoint) -> Any:
-    """transformers' model of a checkpoint, in float32, for inference. Nothing is downloaded, no code of the
-    checkpoint's is run: the class is the one that transformers itself has under the architecture's name.
+    """transformers' model of a checkpoint, in float32, for inference.
+
+    Nothing is downloaded and no code of the checkpoint's is run: the class is the one that transformers
+    itself has under the architecture's name.
 
     Raises:
         OnnxGptError: ``reference-missing`` (exit 8) where torch or transformers is not installed;
-            ``architecture-unknown`` (exit 3); ``weights-mismatch`` (exit 4), listing all tensors that do not fit.
+            ``architecture-unknown`` (exit 3); ``weights-mismatch`` (exit 4), listing all that does not fit.
     """
     decoder, family = describe(checkpoint), family_of(checkpoint)
     torch, transformers = _import("torch"), _import("transformers")
@@ -105,7 +107,7 @@ def reference_model(checkpoint: Checkpoint) -> Any:
     with importlib.import_module("transformers.initialization").no_init_weights():
         model = model_class(config)
     model.tie_weights()
-    model.generation_config = transformers.GenerationConfig()  # no end token: continuations are compared by length
+    model.generation_config = transformers.GenerationConfig()  # no end token: texts are compared by length
     weights = dict(with_base_prefix(checkpoint.weights, decoder.base_prefix))
     if not decoder.tied and decoder.head.weight.name in weights:
         weights[_head_name(model)] = weights.pop(decoder.head.weight.name)
@@ -124,7 +126,7 @@ def reference_model(checkpoint: Checkpoint) -> Any:
 def _head_name(model: Any) -> str:
     """transformers 5 came to call every head ``lm_head``, and still writes GPT-NeoX's as ``embed_out``."""
     head = model.get_output_embeddings().weight
-    return next(name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is head)
+    return next(str(name) for name, tensor in model.state_dict(keep_vars=True).items() if tensor is head)
 
 
 def _load(model: Any, weights: Mapping[str, Weight], torch: ModuleType) -> Iterator[str]:

@@ -19,15 +19,18 @@ DEFAULT_THETA = 10_000.0
 def rope_of(config: HeadsConfig, *, theta: float = DEFAULT_THETA, partial: float | None = None) -> Rope:
     """Rotary positions as a configuration states them.
 
-    transformers 5 keeps everything in ``rope_parameters``; transformers 4 has ``rope_theta`` and ``rope_scaling``.
+    transformers 5 keeps everything in ``rope_parameters``; transformers 4 has ``rope_theta`` and
+    ``rope_scaling``.
 
     Args:
         theta: base of the frequencies where the configuration names none.
         partial: share of a head's channels that rotate, unless ``rope_parameters`` says otherwise. None for
-            families that always rotate all of them: there a ``partial_rotary_factor`` other than 1 is refused.
+            families that always rotate all of them: there a ``partial_rotary_factor`` other than 1 is
+            refused.
     """
     parameters = (config.rope_scaling or {}) | (config.rope_parameters or {})
-    base = parameters.pop("rope_theta", None) or config.rope_theta or theta
+    stated = parameters.pop("rope_theta", config.rope_theta)
+    base = theta if stated is None else stated
     return rope(parameters, base, config.head_size, config.max_position_embeddings, partial=partial)
 
 
@@ -96,7 +99,7 @@ def _rotated(head_dim: int, stated: Any, partial: float | None) -> int:
 
 
 def _frequencies(theta: float, rotated: int) -> np.ndarray:
-    """``theta^(−2i/rotated)`` for each pair i, the power correctly rounded: torch's is, numpy's own is not."""
+    """``theta^(−2i/rotated)`` for each pair i, the power rounded correctly as torch's is, numpy's is not."""
     exponents = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
     power = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
     return np.float32(1) / power

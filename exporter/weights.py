@@ -63,6 +63,17 @@ class Coded:
     scale: np.ndarray
     minimum: np.ndarray | None
 
+    def values(self, form: BlockFormat) -> np.ndarray:
+        """What the codes are worth in the format, float32 ``[R, K]``; every block of a row is whole."""
+        values = self.codes.astype(np.float32)
+        blocks = values.reshape(*self.scale.shape, form.block)
+        if self.minimum is None:
+            blocks -= np.float32(1 << (form.bits - 1))
+        blocks *= self.scale.astype(np.float32)[..., None]
+        if self.minimum is not None:
+            blocks += self.minimum.astype(np.float32)[..., None]
+        return values
+
 
 class Weight(abc.ABC):
     """A float tensor that has not been read yet."""
@@ -398,9 +409,9 @@ class WeightTensor(ir.LazyTensor):
         """Stream the tensor: by rows as it lies, or by columns of the whole matrix when it is transposed."""
         if not self.transpose:
             for start, stop in self.weight.pieces():
-                file.write(memoryview(self.weight.rows(start, stop)).cast("B"))
+                file.write(self.weight.rows(start, stop).data.cast("B"))
             return
         whole = self.weight.read()
         step = max(1, (4 << 20) // (4 * whole.shape[0]))
         for start in range(0, whole.shape[1], step):
-            file.write(memoryview(np.ascontiguousarray(whole[:, start : start + step].T)).cast("B"))
+            file.write(np.ascontiguousarray(whole[:, start : start + step].T).data.cast("B"))

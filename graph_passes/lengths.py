@@ -32,6 +32,7 @@ def lengths(graph: ir.Graph, attention_mask: ir.Value) -> Lengths:
 
     ``tokens = Σ mask + table[argmax mask]`` where the table is ``[−1]``: the index of a row's first real
     token is 0, or Gather finds it out of range. So the guard costs two nodes, and no optimiser can drop it.
+    Tokens that follow a past must all be real: for a batch onnxruntime takes one a row and no more.
     """
     axis = initializer(graph, ir.tensor(np.array([1], np.int64), name="lengths.axis"))
     table = initializer(graph, ir.tensor(np.array([-1], np.int32), name="lengths.minus_one"))

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporter.build import ROLE
 from exporter.weights import Weight, WeightTensor
-
-ROLE = "onnx_gpt.role"
-"""Metadata key under which a node carries its role (`exporter.build` writes it)."""
 
 MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators."""
@@ -32,11 +30,6 @@ def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node 
 def is_private(value: ir.Value) -> bool:
     """Whether exactly one node uses the value, once, and the graph does not give it out."""
     return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def consumers(value: ir.Value, op_type: str, domain: str = "") -> list[ir.Node]:
-    """The nodes of this op that use the value."""
-    return [node for node, _ in value.uses() if node.op_type == op_type and node.domain == domain]
 
 
 def either_order(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:

@@ -34,6 +34,8 @@ MAX_STEPS = 200_000
 MAX_LENGTH = 4_000_000
 """Characters (or items) of a value, and of the result: beyond any context."""
 STEPS = "__steps__"
+SIZED_FILTERS = ("batch", "center", "indent", "slice", "wordwrap")
+"""Filters whose result is as long as a number says."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -77,8 +79,8 @@ class ChatTemplate:
         pieces: list[str] = []
         size = 0
         try:
-            # Rebuilt as plain JSON values, so that no object with methods of its own gets into the sandbox. A key
-            # without a value is left out, as transformers does: templates ask whether it is there.
+            # Rebuilt as plain JSON values, so that no object with methods of its own gets into the sandbox.
+            # A key without a value is left out, as transformers does: templates ask whether it is there.
             held = [{k: v for k, v in dict(message).items() if v is not None} for message in messages]
             plain = json.loads(json.dumps(held))
             for piece in self._template.generate(
@@ -198,9 +200,9 @@ class _Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -210,7 +212,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
-        self.filters = {name: _measured(filter) for name, filter in self.filters.items()}
+        self.filters = {name: _measured(name, filter) for name, filter in self.filters.items()}
         self.filters["tojson"] = _to_json
         self.filters["__bounded__"] = _bounded
         self.filters["__counted__"] = _counted
@@ -236,28 +238,30 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(self, context: jinja2.runtime.Context, function: Any, *arguments: Any, **named: Any) -> Any:
         of = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps format
         if isinstance(of, str):
-            _check_arguments(getattr(function, "__name__", ""), of, arguments, named)
+            _check_sizes(arguments, named)
+            if function.__name__ in ("format", "format_map"):
+                _check_widths(of)
         return _bounded(super().call(context, function, *arguments, **named))
 
 
-def _measured(filter: Callable[..., Any]) -> Callable[..., Any]:
+def _measured(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
     """The filter, with bounds on what goes in and comes out; jinja2's marks (``pass_context``) are kept."""
 
     @functools.wraps(filter)
     def measured(*arguments: Any, **named: Any) -> Any:
-        value = next((a for a in arguments if isinstance(a, str)), "")
-        _check_arguments(filter.__name__, value, arguments, named)
+        if name in SIZED_FILTERS:
+            _check_sizes(arguments, named)
+        if name == "format":
+            _check_widths(str(arguments[0]))
         return _bounded(filter(*arguments, **named))
 
     return measured
 
 
-def _check_arguments(name: str, value: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _check_sizes(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     for argument in (*arguments, *named.values()):
         if isinstance(argument, int):
             _bound(argument)
-    if name in ("format", "format_map", "do_format"):
-        _check_widths(value)
 
 
 def _check_widths(format: str) -> None:

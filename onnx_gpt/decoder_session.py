@@ -92,8 +92,11 @@ class DecoderSession:
                 "check the bundle with `onnx-gpt validate`",
             ) from error
         self.tokens.extend(new[0].tolist())
-        wanted: Array = logits[0] if every else logits[0, -1]
-        return wanted.astype(np.float32)  # a copy: the next run writes where these are
+        # One row is copied: the next run may write where it is.
+        result: Array = (
+            logits[0].astype(np.float32, copy=False) if every else logits[0, -1].astype(np.float32)
+        )
+        return result
 
     def reserve(self, length: int) -> None:
         """Make room for a sequence of this many tokens at once, where room is made beforehand."""
@@ -180,8 +183,8 @@ class Cache(Protocol):
     kind: str
 
     def run(self, past: Sequence[int], new: Array, every: bool) -> Array:
-        """Logits of new tokens ``[1, S]`` after the past ones: ``[1, S, V]``, or without ``every`` at least
-        the last. They are good until the next run.
+        """Logits of new tokens ``[1, S]`` after the past ones: with ``every`` ``[1, S, V]``, the caller's to
+        keep; without, at least the last, good until the next run.
         """
 
     def reserve(self, length: int, used: int) -> None: ...
@@ -217,7 +220,9 @@ class SharedCache:
         if self.signature.has("num_logits_to_keep"):
             self._bind("num_logits_to_keep", np.array(0 if every else 1, np.int64))
             rows = length if every else 1
-        logits = self.step_logits if rows == 1 else np.empty((1, rows, self.vocab_size), self.logits_dtype)
+        logits = self.step_logits
+        if every or rows > 1:
+            logits = np.empty((1, rows, self.vocab_size), self.logits_dtype)
         self.binding.bind_output("logits", "cpu", 0, self.logits_dtype, logits.shape, logits.ctypes.data)
         self.session.run_with_iobinding(self.binding)
         return logits
@@ -226,10 +231,10 @@ class SharedCache:
         if length <= self.capacity:
             return
         wanted = max(length, 2 * self.capacity if used else 0)
-        self.capacity = -(-wanted // CAPACITY_STEP) * CAPACITY_STEP
+        capacity = -(-wanted // CAPACITY_STEP) * CAPACITY_STEP
         for past, present in zip(self.signature.pasts, self.signature.presents, strict=True):
             # Zeros are mapped when they are first written: room that is never used costs no memory.
-            buffer = np.zeros(self.signature.past_shape(past, self.capacity), self.signature.dtype(past))
+            buffer = np.zeros(self.signature.past_shape(past, capacity), self.signature.dtype(past))
             if used:
                 buffer[:, :, :used] = self.buffers[past][:, :, :used]
             self.buffers[past] = buffer
@@ -237,9 +242,10 @@ class SharedCache:
             self.binding.bind_input(past, *place)
             self.binding.bind_output(present, *place)
         if self.signature.has("attention_mask"):
-            self.ones = np.ones((1, self.capacity), self.signature.dtype("attention_mask"))
+            self.ones = np.ones((1, capacity), self.signature.dtype("attention_mask"))
         if self.signature.has("position_ids"):
-            self.positions = np.arange(self.capacity, dtype=self.signature.dtype("position_ids"))[None]
+            self.positions = np.arange(capacity, dtype=self.signature.dtype("position_ids"))[None]
+        self.capacity = capacity
 
     def truncate(self, length: int) -> None:
         """Nothing to do: what lies beyond the mask is never read."""
@@ -346,4 +352,4 @@ def _allowed_threads() -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0][:400] if str(error) else type(error).__name__

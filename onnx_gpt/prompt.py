@@ -18,8 +18,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatTemplate | Non
     """Token ids. Text gets the special tokens that the tokenizer adds; a conversation, those of its template.
 
     Raises:
-        OnnxGptError: ``prompt-empty``, ``tokenizer-missing``, ``chat-template-missing`` or
-            ``chat-template-refused``.
+        OnnxGptError: ``tokenizer-missing``, ``chat-template-missing`` or ``chat-template-refused``.
     """
     if len(prompt) and isinstance(prompt[0], Mapping):
         if chat is None:
@@ -30,14 +29,16 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatTemplate | Non
     elif isinstance(prompt, str):
         text, special = prompt, True
     else:
-        return _not_empty([int(token) for token in cast(Sequence[int], prompt)])
+        return [int(token) for token in cast(Sequence[int], prompt)]
     if tokenizer is None:
         raise tokenizer_missing()
-    return _not_empty(list(tokenizer.encode(text, add_special_tokens=special).ids))
+    return list(tokenizer.encode(text, add_special_tokens=special).ids)
 
 
 def require_known(tokens: Sequence[int], vocab_size: int | None) -> None:
-    """Raise ``token-out-of-range`` for ids that the model has no embedding for, where its size is known."""
+    """Raise ``prompt-empty``, or ``token-out-of-range`` for an id that the model has no embedding for."""
+    if not len(tokens):
+        raise rejected("prompt-empty", "the prompt has no tokens", "give a prompt")
     wrong = [token for token in tokens if token < 0 or (vocab_size is not None and token >= vocab_size)]
     if wrong:
         raise rejected(
@@ -63,9 +64,3 @@ def tokenizer_missing() -> OnnxGptError:
         "the bundle has no tokenizer.json",
         "give the prompt as token ids, and no stop strings",
     )
-
-
-def _not_empty(tokens: list[int]) -> list[int]:
-    if not tokens:
-        raise rejected("prompt-empty", "the prompt has no tokens", "give a prompt")
-    return tokens

@@ -49,7 +49,7 @@ class GraphFacts(_Frozen):
 
 
 class Check(_Frozen):
-    """One structural comparison of the bundle with itself. ``value`` and ``limit`` are max |Δlogit|."""
+    """One comparison of the bundle with itself. ``value`` and ``limit`` are mean KL divergences, nats a token."""
 
     value: float
     limit: float

@@ -105,14 +105,14 @@ def distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
     """
     ids = _top_k(logits, sampling.top_k)
     scaled = logits[ids]
-    # The maximum goes first, so that nothing overflows. A temperature that float32 takes for 0 would give 0 / 0.
+    # The maximum goes first, so that nothing overflows. A temperature below float32's range would be 0 / 0.
     temperature = np.float32(max(sampling.temperature, 1e-30))
     weights = np.exp((scaled - scaled.max()) / temperature)
     total = weights.sum(dtype=np.float64)
     if sampling.top_p < 1:
         # No token below this can be within top_p, and sorting the few that are left is quick.
         likely = np.flatnonzero(weights > (1 - sampling.top_p) / len(weights) * total)
-        likely = likely[np.argsort(-weights[likely], kind="stable")]
+        likely = likely[np.argsort(-scaled[likely], kind="stable")]
         descending = weights[likely].astype(np.float64)
         before = (descending.cumsum() - descending) / total
         within = max(1, int(before.searchsorted(sampling.top_p, side="left")))

@@ -1,16 +1,17 @@
 """Train `sample:tiny`: a byte-level GPT-2 of 1.9M parameters, on English that Python itself carries.
 
-    python samples/train_tiny.py                          # writes samples/tiny, a Hugging Face GPT-2 directory
-    python samples/train_tiny.py --nanogpt out/ckpt.pt    # the same weights as a nanoGPT checkpoint, too
+    python samples/train_tiny.py                         # writes samples/tiny, a Hugging Face GPT-2 directory
+    python samples/train_tiny.py --nanogpt out/ckpt.pt   # the same weights as a nanoGPT checkpoint, too
 
-The text is `pydoc_data.topics`, joined. Its first 80 % of characters train the model; the rest is held out, and here it
-is only ever scored. The recipe is fixed: the same machine, Python and torch give the same weights again.
+The text is `pydoc_data.topics`, joined. Its first 80 % of characters train the model; the rest is held out,
+and here it is only ever scored. The recipe is fixed: one machine, Python and torch give one set of weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import platform
 import time
@@ -21,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 END, END_TEXT = 256, "<|endoftext|>"
 """The one token that is not a byte."""
@@ -42,7 +43,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A step sees `batch_size` windows of `block_size` bytes; the rates rise over `warmup` steps, then fall to zero."""
+    """Each step sees `batch_size` windows of the text. Rates rise for `warmup` steps, then fall to 0."""
 
     steps: int = 1000
     batch_size: int = 8
@@ -139,7 +140,7 @@ def corpus() -> tuple[Tensor, Tensor]:
 
 
 def train(model: GPT, ids: Tensor, recipe: Recipe) -> None:
-    """Muon (K. Jordan, 2024) for the matrices of the blocks, which here needs half the steps of AdamW; AdamW for the rest."""
+    """Muon (K. Jordan, 2024) for the matrices inside the blocks, AdamW for everything else."""
     weights = list(model.parameters())
     matrices = [w for w in model.transformer["h"].parameters() if w.dim() == 2]
     others = [w for w in weights if all(w is not m for m in matrices)]
@@ -179,7 +180,7 @@ def surprise(model: GPT, ids: Tensor) -> Tensor:
 
 
 def novel(ids: Tensor, held_out: Tensor, run: int = 80) -> Tensor:
-    """Which held-out bytes lie in no run of `run` bytes that the training text has too: topics quote one another."""
+    """Which held-out bytes are in no run of `run` bytes of the training text. (Topics quote one another.)"""
     known, text = bytes(ids[ids != END].tolist()), bytes(held_out.tolist())
     runs = {known[i : i + run] for i in range(len(known) - run + 1)}
     new = torch.ones(len(text), dtype=torch.bool)
@@ -189,25 +190,20 @@ def novel(ids: Tensor, held_out: Tensor, run: int = 80) -> Tensor:
     return new
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte b is token b, through GPT-2's byte alphabet: printable Latin-1 stands for itself, the rest sits at 256 and up."""
+def byte_tokenizer() -> Tokenizer:
+    """Byte b is token b. GPT-2's byte alphabet: printable Latin-1 is itself, the rest moves to 256 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     vocab = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
     tokenizer = Tokenizer(models.BPE(vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_TEXT,
-        eos_token=END_TEXT,
-        model_max_length=Shape.block_size,
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer.add_special_tokens([END_TEXT])
+    return tokenizer
 
 
 def save(model: GPT, folder: Path) -> None:
-    """Write a Hugging Face GPT-2 directory in float16. HF's Conv1D keeps a matrix as [in, out], nn.Linear as [out, in]."""
+    """Write a Hugging Face GPT-2 directory in float16. Conv1D keeps [in, out], nn.Linear [out, in]."""
     shape = model.shape
     config = GPT2Config(
         vocab_size=shape.vocab_size,
@@ -222,15 +218,26 @@ def save(model: GPT, folder: Path) -> None:
         eos_token_id=END,
     )
     twin = GPT2LMHeadModel(config)
-    linear = {f"{name}.weight" for name, module in model.transformer.named_modules() if isinstance(module, nn.Linear)}
-    state = model.transformer.state_dict()
-    twin.transformer.load_state_dict({name: w.T if name in linear else w for name, w in state.items()})
+    linear = {name for name, module in model.transformer.named_modules() if isinstance(module, nn.Linear)}
+    state = {
+        name: weight.T if name.removesuffix(".weight") in linear else weight
+        for name, weight in model.transformer.state_dict().items()
+    }
+    twin.transformer.load_state_dict(state)
     twin.half().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_TEXT,
+        "eos_token": END_TEXT,
+        "model_max_length": shape.block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def save_nanogpt(model: GPT, recipe: Recipe, path: Path) -> None:
-    """Write what nanoGPT's train.py does, without the optimizer. nanoGPT itself runs it with the exact GELU, not tanh's."""
+    """Write what nanoGPT's train.py writes, less the optimizer. nanoGPT's own GELU is erf's, not tanh's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = {
         "model": model.state_dict(),
@@ -246,17 +253,16 @@ def check(model: GPT, held_out: Tensor, folder: Path) -> float:
     """Load the folder as anyone would; return max |Δlogit| between transformers and this module."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = bytes(held_out.tolist()).decode(errors="ignore") + "naïve 2×3 → 😀\r\n\t  end"
-    assert tokenizer(text)["input_ids"] == list(text.encode())
+    assert tokenizer(text, verbose=False)["input_ids"] == list(text.encode())
     assert tokenizer.decode(list(text.encode())) == text
     assert tokenizer.convert_tokens_to_ids(END_TEXT) == END
     twin = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
     ids = held_out[: 8 * model.shape.block_size].view(8, -1)
-    for temperature in (0.0, 0.7):
+    for how in ({"do_sample": False}, {"do_sample": True, "temperature": 0.7, "top_k": 0}):
         torch.manual_seed(0)
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         prompt = tokenizer("The ", return_tensors="pt")
-        story = twin.generate(**prompt, max_new_tokens=200, pad_token_id=END, **sampling)[0]
-        print(f"\n--- temperature {temperature}\n{tokenizer.decode(story)}")
+        story = twin.generate(**prompt, max_new_tokens=200, pad_token_id=END, **how)[0]
+        print(f"\n--- {how}\n{tokenizer.decode(story)}")
     return (twin(ids).logits - model(ids)).abs().max().item()
 
 
@@ -282,9 +288,9 @@ def main() -> None:
     if args.nanogpt:
         save_nanogpt(model, recipe, args.nanogpt)
     print(f"\nmax |Δlogit| against transformers: {check(model, held_out, args.out):.1e}")
-    bits = surprise(model, held_out)
-    new = bits[novel(ids, held_out)[1:]]
-    print(f"held out: {bits.mean():.3f} bits/byte, {new.mean():.3f} on the {len(new) / len(bits):.0%} not quoted in training")
+    bits, new = surprise(model, held_out), novel(ids, held_out)[1:]
+    print(f"held out: {bits.mean():.3f} bits/byte")
+    print(f"  {bits[new].mean():.3f} on the {new.float().mean():.0%} that the training text does not quote")
 
 
 if __name__ == "__main__":

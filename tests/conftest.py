@@ -1,1 +1,1 @@
-"""Being here puts this folder on the import path, so that every room's tests can ``from tiny import tiny``."""
+"""Being here puts this folder on the import path, so that all tests can ``from tiny import tiny``."""

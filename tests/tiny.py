@@ -1,8 +1,8 @@
 """Tiny random checkpoints of every family, in the shapes that its configuration can take.
 
-A family needs nothing here: its architecture's own configuration class in transformers is shrunk by the names of its
-keys, and its tensors are drawn at random under the names and shapes of transformers' model. `SPECIAL` lists what is
-particular to one family.
+A family needs nothing here: its architecture's own configuration class in transformers is shrunk by the names
+of its keys, and its tensors are drawn at random under the names and shapes of transformers' model. `SPECIAL`
+lists what is particular to one family.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SMALL: Mapping[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
-"""Values by key, for every configuration that has the key. The epsilons are large, so that a wrong one shows."""
+"""Values by key, for every configuration that has the key. Epsilons are large, so that a wrong one shows."""
 
 GENERIC: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -129,7 +129,9 @@ def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any)
         overrides: further keys of the configuration.
     """
     kind = config_class(family)
-    keys = {key.lstrip("_") for key in kind().to_dict()}  # Gemma keeps sliding_window_pattern as a private key
+    keys = {
+        key.lstrip("_") for key in kind().to_dict()
+    }  # Gemma keeps sliding_window_pattern as a private key
     special = GENERIC.get(variant) or SPECIAL.get(family, {}).get(variant, {})
     assert special or variant == "default", f"{family} has no variant {variant}"
     config = kind(**{key: value for key, value in SMALL.items() if key in keys} | special | overrides)
@@ -137,7 +139,9 @@ def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any)
     with torch.device("meta"):
         model = getattr(transformers, architecture)(config)
     checkpoint = Checkpoint(f"tiny:{family}", config.to_dict() | {"architectures": [architecture]}, {})
-    names = {id(model.get_output_embeddings().weight): describe(checkpoint).head.weight.name}  # as files have it
+    names = {
+        id(model.get_output_embeddings().weight): describe(checkpoint).head.weight.name
+    }  # as files have it
     tensors = model.state_dict(keep_vars=True)
     unique = {names.setdefault(id(tensor), name): tuple(tensor.shape) for name, tensor in tensors.items()}
     rng = np.random.default_rng(seed)
@@ -146,7 +150,7 @@ def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any)
 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Gains away from 1 and biases away from 0, so that one left out shows; matrices that keep a vector's size."""
+    """Gains away from 1 and biases away from 0, so that one left out shows; matrices that keep a norm."""
     if len(shape) == 1:
         drawn = 0.5 * rng.standard_normal(shape) if name.endswith("bias") else rng.uniform(0.5, 1.5, shape)
     else:

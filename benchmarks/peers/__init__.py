@@ -1,1 +1,1 @@
-"""The peers, one file each. A peer's file runs in that peer's own environment and imports nothing else of ours."""
+"""The peers, one file each. It runs in the peer's own environment and imports protocol.py only."""

@@ -1,4 +1,4 @@
-"""onnxruntime-genai's model builder: a Hugging Face folder to int4 ONNX (MatMulNBits) with genai's configuration.
+"""onnxruntime-genai's model builder: a Hugging Face folder to int4 ONNX with genai's configuration.
 
 ``make`` is the builder with its defaults; ``make_pruned`` has it compute the last token's logits only.
 """

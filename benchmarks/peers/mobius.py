@@ -1,4 +1,7 @@
-"""mobius: graphs built from onnxscript modules. ``make`` is fp32 from a Hugging Face folder, ``make_gguf`` keeps a GGUF's codes."""
+"""mobius: graphs built from onnxscript modules.
+
+``make`` is fp32 from a Hugging Face folder, ``make_gguf`` keeps a GGUF's own codes.
+"""
 
 from __future__ import annotations
 

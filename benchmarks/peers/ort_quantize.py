@@ -1,7 +1,4 @@
-"""onnxruntime's own quantizers on the Optimum export (SOURCE is that folder).
-
-``make`` is quantize_dynamic, weights int8 per channel; ``make_static`` is quantize_static, QDQ with MinMax ranges.
-"""
+"""onnxruntime's quantize_dynamic, int8 weights per channel, on the Optimum export (SOURCE is that folder)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def prompt() -> list[int]:
 
 
 def main(**commands: Command) -> None:
-    """Call the command named by the first argument with the paths that follow; print what it returns as JSON."""
+    """Call the command that the first argument names with the paths that follow; print its result as JSON."""
     name, *arguments = sys.argv[1:]
     result = commands[name](*map(Path, arguments))
     if result is not None:
@@ -52,14 +52,16 @@ def making(make: Callable[[Path, Path], None]) -> Command:
         return {
             "seconds": time.perf_counter() - start,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-            "files": {str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*")) if f.is_file()},
+            "files": {
+                str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*")) if f.is_file()
+            },
         }
 
     return timed
 
 
 def write_logits(tokens: Path, out: Path, logits_of: Callable[[Any], Any]) -> None:
-    """Run windows one by one; ``logits_of`` maps int64 ``[S]`` to float32 ``[S, V]``, from an empty context."""
+    """Run windows one by one; ``logits_of`` maps int64 ``[S]`` to float32 ``[S, V]``, nothing before it."""
     import numpy as np
 
     windows = np.load(tokens)
@@ -75,7 +77,7 @@ def write_logits(tokens: Path, out: Path, logits_of: Callable[[Any], Any]) -> No
 def time_decoder(prefill: Callable[[], object], step: Callable[[], object]) -> dict[str, float]:
     """Tokens per second of one prefill of CONTEXT tokens, then of STEPS single tokens after it.
 
-    ``prefill`` starts from an empty cache each time; the first one, with a few steps, warms up and is not counted.
+    ``prefill`` starts from an empty cache each time. The first one warms up, with a few steps, uncounted.
     """
     prefill()
     for _ in range(4):

@@ -24,11 +24,7 @@ from exporter.weights import Coded, require_finite
 CACHED = 1 << 16
 """Weights that are worked on at once: 256 KB of float32, twice."""
 
-STARTS = {
-    8: (-128.0, -126.0, -124.0, -122.0),
-    4: (-8.0, -6.8, -7.3, -7.7, -8.6),
-    2: (-2.0, -1.6, -2.4, -2.8, -3.2),
-}
+STARTS = {8: (-128.0, -125.0, -122.0), 4: (-8.0, -7.3, -8.7), 2: (-2.0, -1.5, -2.5)}
 """Codes on which a block's extreme weight is put in turn; docs/experiments.md has the errors and times.
 
 The first is what a quantizer without a search does, so the search is never worse, and it wins a tie: a block

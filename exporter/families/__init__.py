@@ -1,8 +1,8 @@
 """Model families. A family is a file here, found because it exists.
 
 It offers ``ARCHITECTURES`` (Hugging Face class names), ``Config`` (a `FamilyConfig`), ``describe(config) →
-Decoder`` and, where checkpoints carry tensors that hold nothing learned, ``IGNORED`` (regular expressions of their
-names).
+Decoder`` and, where checkpoints carry tensors that hold nothing learned, ``IGNORED`` (regular expressions of
+their names).
 """
 
 from __future__ import annotations

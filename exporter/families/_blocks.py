@@ -74,12 +74,8 @@ def gated_layers(
         windows: of each layer; None for full attention everywhere.
         qk_norm: RMSNorm over each head of q and k.
     """
-    hidden, heads, kv_heads, size = (
-        config.hidden_size,
-        config.num_attention_heads,
-        config.kv_heads,
-        config.head_size,
-    )
+    hidden, size = config.hidden_size, config.head_size
+    heads, kv_heads = config.num_attention_heads, config.kv_heads
     rope = rope_of(config)
 
     def layer(at: str, window: int | None) -> Layer:

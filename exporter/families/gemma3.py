@@ -1,7 +1,7 @@
-"""Gemma 3, text (Gemma Team 2025): local and global layers, each with a rotary base; norms around every block.
+"""Gemma 3, text (Gemma Team 2025): local and global layers with a rotary base each, norms around all blocks.
 
-Norms store γ and use 1 + γ. Embeddings are multiplied by √E; transformers rounds that factor to the dtype it runs
-in, so in float32 it is √E itself, whatever the checkpoint was stored as.
+Norms store γ and use 1 + γ. Embeddings are multiplied by √E; transformers rounds that factor to the dtype it
+runs in, so in float32 it is √E itself, whatever the checkpoint was stored as.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ class Config(HeadsConfig):
     tie_word_embeddings: bool = True
     query_pre_attn_scalar: Positive = 256
     final_logit_softcapping: Positive | None = None
-    attn_logit_softcapping: None = (
-        None  # transformers reads it and never applies it: there is no model to equal
-    )
+    # transformers reads the next key and never applies it, so that no model could be equal to one that did
+    attn_logit_softcapping: None = None
     use_bidirectional_attention: Literal[False] | None = False
     sliding_window: Size | None = 4096
     sliding_window_pattern: Size | None = None
@@ -46,27 +45,24 @@ class Config(HeadsConfig):
     @pydantic.model_validator(mode="after")
     def _saved_pattern_is_not_alone(self) -> Self:
         if self.layer_types is None and self.saved_pattern != (self.sliding_window_pattern or PERIOD):
-            raise ValueError(
-                "_sliding_window_pattern needs layer_types: transformers reads it from nowhere else"
-            )
+            raise ValueError("_sliding_window_pattern is written beside layer_types and means nothing alone")
         return self
 
-    def types(self) -> list[LayerType]:
-        """Of each layer: ``sliding_attention`` is local, ``full_attention`` global."""
+    def types_by_period(self) -> list[LayerType]:
+        """Of each layer, where ``layer_types`` is left out: ``sliding_attention`` is local."""
         period = self.sliding_window_pattern or PERIOD
-        default: list[LayerType] = [
+        return [
             "sliding_attention" if (i + 1) % period else "full_attention"
             for i in range(self.num_hidden_layers)
         ]
-        return self.layer_types or default
 
     def ropes(self) -> Mapping[LayerType, Rope]:
         """By layer type. transformers 4's ``rope_scaling`` and ``rope_theta`` are the global layers'."""
         nested = self.rope_parameters or {}
-        if unknown := set(nested) - {"full_attention", "sliding_attention"}:
-            raise invalid(
-                "rope_parameters are by layer type", *(f"rope_parameters.{key}" for key in sorted(unknown))
-            )
+        types = ("full_attention", "sliding_attention")
+        wrong = [key for key, of in nested.items() if key not in types or not isinstance(of, dict | None)]
+        if wrong:
+            raise invalid("rope_parameters are by layer type", *(f"rope_parameters.{key}" for key in wrong))
         parameters: dict[LayerType, dict[str, Any]] = {
             "full_attention": {"rope_theta": self.rope_theta}
             | (self.rope_scaling or {})
@@ -82,14 +78,11 @@ class Config(HeadsConfig):
 
 
 def describe(config: Config) -> Decoder:
-    hidden, heads, kv_heads, size = (
-        config.hidden_size,
-        config.num_attention_heads,
-        config.kv_heads,
-        config.head_size,
-    )
-    types, ropes = config.types(), config.ropes()
-    windows = windows_of(config.layer_types, types, config.sliding_window)
+    hidden, size = config.hidden_size, config.head_size
+    heads, kv_heads = config.num_attention_heads, config.kv_heads
+    by_period, ropes = config.types_by_period(), config.ropes()
+    windows = windows_of(config.layer_types, by_period, config.sliding_window)
+    types = config.layer_types or by_period
     embedding = Part("model.embed_tokens.weight", (config.vocab_size, hidden))
 
     def norm(name: str, channels: int = hidden) -> Norm:

@@ -1,4 +1,4 @@
-"""Llama 2 and 3 (Touvron et al. 2023, Grattafiori et al. 2024), and what has their shape: SmolLM2, TinyLlama."""
+"""Llama 2 and 3 (Touvron et al. 2023, Grattafiori et al. 2024), and their like: SmolLM2, TinyLlama."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The GGUF container and llama.cpp's vocabulary, turned into Hugging Face terms. `exporter.sources.gguf_file` uses it.
+"""The GGUF container and llama.cpp's words, turned into Hugging Face terms for `exporter.sources.gguf_file`.
 
 - `reader`: the header, checked against the file before anything is allocated.
 - `blocks`: quantized tensors, as float rows or as the file's own codes.
-- `names`: metadata keys and tensor names of each architecture.
-- `tokenizer`: tokenizer.json, tokenizer_config.json and generation_config.json from the metadata.
+- `architectures`, `keys`, `rotary`, `names`: configuration and tensor names, one entry an architecture.
+- `vocabulary`, `pretokenizers`, `sentencepiece`, `tokenizer`: the tokenizer's files from the metadata.
 """

@@ -1,13 +1,14 @@
 """llama.cpp's architectures, one entry each: the Hugging Face class, its configuration, its tensors.
 
-Tensor names are not listed twice: an entry names its Hugging Face tensors, and the gguf library's table, which the
-converters use, says what each of them is called in the file. What a converter does to values (llama.cpp's
-``convert_hf_to_gguf.py``) is undone by the entry's `undo`.
+Tensor names are not listed twice: an entry names its Hugging Face tensors, and the gguf library's table,
+which the converters use, says what each of them is called in the file. What a converter does to values
+(llama.cpp's ``convert_hf_to_gguf.py``) is undone by the entry's `undo`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -74,7 +75,7 @@ def _qwen3_config(keys: Keys) -> Config:
 def _phi3_config(keys: Keys) -> Config:
     config = _gated_config(keys)
     head_dim = _head_dim(keys, config)
-    rotated = keys.integer("rope.dimension_count", head_dim)
+    rotated = keys.size("rope.dimension_count", head_dim)
     window = keys.integer("attention.sliding_window", 0)
     return config | {
         "hidden_act": "silu",
@@ -91,7 +92,7 @@ def _gemma3_config(keys: Keys) -> Config:
     config = _gated_config(keys)
     head_dim = _head_dim(keys, config)
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    pattern = keys.integer("attention.sliding_window_pattern", 6)
+    pattern = keys.size("attention.sliding_window_pattern", 6)
     local = keys.number("rope.freq_base_swa", 10000.0)
     cap = keys.number("final_logit_softcapping", 0.0)
     return config | {
@@ -112,12 +113,12 @@ def _gemma3_config(keys: Keys) -> Config:
 
 
 def _gpt2_config(keys: Keys) -> Config:
-    hidden = keys.integer("embedding_length")
+    hidden = keys.size("embedding_length")
     return {
-        "n_layer": keys.integer("block_count"),
+        "n_layer": _layers(keys),
         "n_positions": keys.integer("context_length"),
         "n_embd": hidden,
-        "n_head": keys.integer("attention.head_count"),
+        "n_head": keys.size("attention.head_count"),
         "n_inner": keys.integer("feed_forward_length", 4 * hidden),
         "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon"),
         "activation_function": "gelu_new",
@@ -125,12 +126,14 @@ def _gpt2_config(keys: Keys) -> Config:
 
 
 def _gptneox_config(keys: Keys) -> Config:
-    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
-    head_dim = hidden // max(heads, 1)
-    rotated = keys.integer("rope.dimension_count", head_dim)
+    hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
+    head_dim = hidden // heads
+    keys.only("attention.key_length", head_dim)
+    keys.only("attention.value_length", head_dim)
+    rotated = keys.size("rope.dimension_count", head_dim)
     rope = rope_keys(keys, rotated)
     return {
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": _layers(keys),
         "max_position_embeddings": keys.integer("context_length"),
         "hidden_size": hidden,
         "num_attention_heads": heads,
@@ -147,22 +150,28 @@ def _gptneox_config(keys: Keys) -> Config:
 
 def _gated_config(keys: Keys) -> Config:
     """What all decoders with a gated feed-forward and RMSNorm say alike."""
-    heads = keys.integer("attention.head_count")
+    heads = keys.size("attention.head_count")
     return {
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": _layers(keys),
         "max_position_embeddings": keys.integer("context_length"),
-        "hidden_size": keys.integer("embedding_length"),
+        "hidden_size": keys.size("embedding_length"),
         "intermediate_size": keys.integer("feed_forward_length"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": keys.size("attention.head_count_kv", heads),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
     }
 
 
+def _layers(keys: Keys) -> int:
+    """As many as the file has tensors for."""
+    layers = keys.size("block_count")
+    if f"blk.{layers - 1}.attn_norm.weight" not in keys.header.tensors:
+        raise keys.header.invalid(f"block_count is {layers}, and there are no tensors of block {layers - 1}")
+    return layers
+
+
 def _head_dim(keys: Keys, config: Config) -> int:
-    head_dim = keys.integer(
-        "attention.key_length", config["hidden_size"] // max(config["num_attention_heads"], 1)
-    )
+    head_dim = keys.integer("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
     keys.only("attention.value_length", head_dim)
     if head_dim < 2 or head_dim % 2:
         raise keys.header.invalid(f"heads of {head_dim} channels cannot be rotated")
@@ -175,15 +184,21 @@ def _rotated(keys: Keys, head_dim: int) -> int:
 
 
 def _halves(weight: Weight, heads: int) -> Weight:
-    """Rows of heads in Hugging Face's order, the two halves of the rotated pairs apart; llama.cpp keeps pairs together."""
-    order = np.arange(weight.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-    return Permuted(weight, order)
+    """Rows of heads in Hugging Face's order, the halves of pairs apart; llama.cpp keeps pairs together."""
+    return _reordered(weight, (heads, -1, 2), (0, 2, 1))
 
 
 def _per_head(weight: Weight, heads: int) -> Weight:
     """GPT-NeoX's ``[head, q·k·v, channel]`` rows; llama.cpp keeps ``[q·k·v, head, channel]``."""
-    order = np.arange(weight.shape[0]).reshape(3, heads, -1).swapaxes(0, 1).reshape(-1)
-    return Permuted(weight, order)
+    return _reordered(weight, (3, heads, -1), (1, 0, 2))
+
+
+def _reordered(weight: Weight, grid: tuple[int, ...], axes: tuple[int, ...]) -> Weight:
+    """Rows laid out as a grid whose axes change places. What does not fit stays, and is found mis-shaped."""
+    rows = weight.shape[0]
+    if rows % math.prod(dim for dim in grid if dim > 0):
+        return weight
+    return Permuted(weight, np.arange(rows).reshape(grid).transpose(axes).reshape(-1))
 
 
 def _transposed(weight: Weight, config: Config) -> Weight:

@@ -1,4 +1,4 @@
-"""Metadata of one architecture, read so that nothing is overlooked: a key that nobody asked for is refused by name."""
+"""Metadata of one architecture, read so that nothing is overlooked: a key that nobody asks for is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from exporter.errors import OnnxGptError, unsupported
 from exporter.gguf_format.reader import Header
 
-
 OFF: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.sliding_window": (0,),
@@ -17,6 +16,9 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "tensor_data_layout": ("Meta AI original pth",),  # llama's q and k permuted, as the architecture expects
 }
 """Features that an architecture need not know while they are turned off."""
+
+SIZE_LIMIT = 1 << 24
+"""Heads, layers or channels: far above any model's, and small enough to count to."""
 
 
 class Keys:
@@ -34,6 +36,13 @@ class Keys:
 
     def integer(self, name: str, default: int | None = None) -> int:
         return self.header.integer(self._key(name), default)
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A whole number from 1 to `SIZE_LIMIT`."""
+        value = self.integer(name, default)
+        if not 1 <= value <= SIZE_LIMIT:
+            raise self.header.invalid(f"{self.architecture}.{name} is {value}")
+        return value
 
     def number(self, name: str, default: float | None = None) -> float:
         return self.header.number(self._key(name), default)
@@ -60,7 +69,7 @@ class Keys:
         self._asked.update(f"{self.architecture}.{name}" for name in names)
 
     def unread(self) -> list[str]:
-        """Keys of the architecture that nobody has asked for, with their values; those in `OFF` are left out."""
+        """Keys that nobody has asked for, with their values; those in `OFF` are left out."""
         prefix = f"{self.architecture}."
         return [
             f"{key} = {str(value)[:80]}"

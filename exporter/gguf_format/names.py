@@ -39,7 +39,8 @@ def config_of(header: Header) -> dict[str, Any]:
     """The keys of ``config.json``, without those of the tokenizer.
 
     Raises:
-        OnnxGptError: ``gguf-key-unsupported`` (exit 3) naming all keys of the architecture that are not understood.
+        OnnxGptError: ``gguf-key-unsupported`` (exit 3) naming all keys of the architecture that are not
+            understood.
     """
     architecture = architecture_of(header)
     keys = Keys(header)
@@ -65,7 +66,8 @@ def config_of(header: Header) -> dict[str, Any]:
 def weights_of(header: Header, config: Mapping[str, Any]) -> dict[str, Weight]:
     """The tensors under their Hugging Face names, with Hugging Face's values. Reads nothing.
 
-    A tensor that the architecture does not have keeps its own name, so that it is listed as unused with the others.
+    A tensor that the architecture does not have keeps its own name, so that it is listed as unused with the
+    others.
     """
     architecture = architecture_of(header)
     names = _names(header.text("general.architecture"), architecture)
@@ -89,7 +91,7 @@ def weights_of(header: Header, config: Mapping[str, Any]) -> dict[str, Weight]:
 
 
 def _names(gguf_name: str, architecture: Architecture) -> dict[str, str]:
-    """Hugging Face tensor names by llama.cpp's, both with ``{}`` for the layer, from the gguf library's table."""
+    """Hugging Face tensor names by llama.cpp's, ``{}`` for the layer; the gguf library's table, inverted."""
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == gguf_name)
     table = gguf.get_tensor_name_map(arch, 1)
     names = {}

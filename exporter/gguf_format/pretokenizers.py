@@ -1,8 +1,8 @@
 """How text is cut before byte-level BPE, by the name in ``tokenizer.ggml.pre``.
 
-A vocabulary does not say where words end; merges are right only with the cuts that they were learned with. llama.cpp
-names each way after the first model that had it, and lists them in ``llama-vocab.cpp``; where the original model's
-``tokenizer.json`` says more (Unicode normalization), it is followed here.
+A vocabulary does not say where words end; merges are right only with the cuts that they were learned with.
+llama.cpp names each way after the first model that had it, and lists them in ``llama-vocab.cpp``; where the
+original model's ``tokenizer.json`` says more (Unicode normalization), it is followed here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Cut:
 
 
 def byte_level(*, use_regex: bool = True) -> dict[str, Any]:
-    """The tokenizers library's step between bytes and their printable stand-ins; cuts by GPT-2's pattern if asked."""
+    """The step between bytes and their printable stand-ins, which also cuts by GPT-2's pattern if asked."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 

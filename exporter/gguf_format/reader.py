@@ -7,13 +7,14 @@ The file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), all little
     tensors: name string, number of dims u32, dims u64…, type u32, offset u64
     padding to the alignment, then the tensors' data; offsets count from here
 
-Every count is a stranger's word. Nothing is allocated by one before it has been held against the bytes that the file
-really has, and the header as a whole may not be longer than `HEADER_LIMIT`.
+Every count is a stranger's word. Nothing is allocated by one before it has been held against the bytes that
+the file really has, and the header as a whole may not be longer than `HEADER_LIMIT`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import struct
 from collections.abc import Mapping
@@ -38,7 +39,8 @@ MAX_DIMS = 4
 ALIGNMENT = 32
 
 _SCALARS: Mapping[int, str] = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8", 12: "<f8",
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8",
+    12: "<f8",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 
@@ -93,7 +95,7 @@ class Header:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number. A float32 comes back as the shortest decimal that means it (1e-05, not 9.9999e-06)."""
+        """A finite number. A float32 is read as the shortest decimal that means it: 1e-05, not 9.9999e-06."""
         value = self.metadata.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.invalid(f"{key} should be a number and is {_shown(value)}")
@@ -136,10 +138,11 @@ def read_header(path: Path) -> Header:
     """Read and check everything before the tensors' data.
 
     Raises:
-        OnnxGptError: ``gguf-invalid`` (exit 4) for a file that is damaged, truncated or hostile, ``gguf-version`` and
-            ``gguf-type-unsupported`` (exit 3) for one that is newer, older or of another byte order.
+        OnnxGptError: ``gguf-invalid`` (exit 4) for a file that is damaged, truncated or hostile,
+            ``gguf-version`` and ``gguf-type-unsupported`` (exit 3) for one that is newer, older or of another
+            byte order.
     """
-    with open(path, "rb", buffering=1 << 20) as file:
+    with path.open("rb", buffering=1 << 20) as file:
         size = path.stat().st_size
         cursor = _Cursor(path, file, min(size, HEADER_LIMIT))
         if cursor.take(4) != MAGIC:
@@ -295,7 +298,7 @@ def _placed(
             )
         placed[tensor.name] = dataclasses.replace(tensor, offset=start + tensor.offset)
     ordered = sorted(placed.values(), key=lambda tensor: tensor.offset)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.offset + before.nbytes > after.offset:
             raise invalid(path, f"tensors {_shown(before.name)} and {_shown(after.name)} overlap")
     return placed

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.errors import unsupported
+from exporter.errors import OnnxGptError, unsupported
 from exporter.gguf_format.blocks import weight_of
 from exporter.gguf_format.keys import Keys
 from exporter.gguf_format.reader import Header
@@ -31,10 +31,14 @@ def rope_keys(keys: Keys, head_dim: int, theta: float | None = None) -> dict[str
     """
     header = keys.header
     base = keys.number("rope.freq_base", 10000.0 if theta is None else theta)
+    if base < 1:
+        raise header.invalid(f"rope.freq_base is {base}")
     keys.inert("rope.scaling.finetuned", "rope.scaling.original_context_length")
     keys.only("rope.scaling.attn_factor", 1.0)
     kind = keys.text("rope.scaling.type", "none")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
+    if factor < 1:
+        raise header.invalid(f"rotary positions are scaled by {factor}")
     scaling: dict[str, Any] | None = None
     if kind == "linear" or (kind == "none" and factor != 1.0):
         scaling = {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
@@ -51,10 +55,10 @@ def rope_keys(keys: Keys, head_dim: int, theta: float | None = None) -> dict[str
 
 
 def _llama3(header: Header, theta: float, head_dim: int) -> dict[str, Any] | None:
-    """Llama 3.1's parameters, recovered from the divisors of the frequencies that the file has in their place.
+    """Llama 3.1's parameters, recovered from the frequencies' divisors, which the file has in their place.
 
-    The largest divisor is the factor. The rest is tried, and taken only where it gives every divisor of the file to
-    within what float32 rounding leaves.
+    The largest divisor is the factor. The rest is tried, and taken only where it gives every divisor of the
+    file to within what float32 rounding leaves.
     """
     entry = header.tensors[FREQUENCY_FACTORS]
     if entry.shape != (head_dim // 2,):
@@ -65,7 +69,7 @@ def _llama3(header: Header, theta: float, head_dim: int) -> dict[str, Any] | Non
     factor = float(str(divisors.max()))
     if np.isfinite(divisors).all() and factor > 1:
         for context in _LLAMA3_CONTEXTS:
-            if np.allclose(_divisors(theta, head_dim, factor, context), divisors, rtol=2e-6, atol=0):
+            if np.allclose(_divisors(theta, head_dim, factor, context), divisors, rtol=5e-6, atol=0):
                 return {
                     "rope_type": "llama3",
                     "factor": factor,
@@ -77,7 +81,7 @@ def _llama3(header: Header, theta: float, head_dim: int) -> dict[str, Any] | Non
 
 
 def _divisors(theta: float, head_dim: int, factor: float, context: int) -> np.ndarray:
-    """What a converter writes for Llama 3.1's scaling: 1 for short waves, ``factor`` for long ones, a blend between."""
+    """What a converter writes for Llama 3.1: 1 for short waves, ``factor`` for long ones, a blend between."""
     frequencies = 1 / theta ** (np.arange(0, head_dim, 2) / head_dim)
     turns = context * frequencies / (2 * math.pi)
     smooth = np.clip((turns - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW), 0, 1)
@@ -85,7 +89,7 @@ def _divisors(theta: float, head_dim: int, factor: float, context: int) -> np.nd
     return divisors
 
 
-def _unsupported(header: Header, what: str) -> Exception:
+def _unsupported(header: Header, what: str) -> OnnxGptError:
     return unsupported(
         "gguf-rope-unsupported",
         f"{header.path.name}: {what} is not implemented",

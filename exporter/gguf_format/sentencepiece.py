@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from exporter.gguf_format.reader import Header
@@ -11,18 +12,20 @@ SPACE = "▁"
 """What stands for a space, U+2581."""
 
 MAX_MERGED = 128
-"""Characters of a token that may be merged from others: SentencePiece makes 16 by default, Gemma's longest has 93."""
+"""Characters of a token that may be merged from others. SentencePiece makes 16 by default."""
 
 
 def sentencepiece(header: Header, vocabulary: Vocabulary) -> dict[str, Any]:
     """Normalizer, model and decoder of ``tokenizer.json``.
 
-    The file lists no merges: any two neighbours that together are a token merge, those with the best score first.
+    The file lists no merges: any two neighbours that together are a token merge, those with the best score
+    first.
 
     Raises:
         OnnxGptError: ``gguf-invalid`` where the scores do not fit the tokens.
     """
-    tokens, scores = _tokens_and_scores(header, vocabulary)
+    tokens = vocabulary.tokens
+    scores = _scores(header, vocabulary)
     unknown = vocabulary.token("unk") or next(
         (t for t, kind in zip(tokens, vocabulary.kinds, strict=True) if kind == UNKNOWN), None
     )
@@ -56,23 +59,28 @@ def sentencepiece(header: Header, vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _tokens_and_scores(header: Header, vocabulary: Vocabulary) -> tuple[list[str], list[float]]:
-    if not header.text("general.architecture").startswith("gemma"):
-        scores = header.numbers("tokenizer.ggml.scores").tolist()
-        if len(scores) != len(vocabulary.tokens):
-            raise header.invalid(
-                f"the tokenizer has {len(vocabulary.tokens)} tokens and {len(scores)} scores"
-            )
-        return vocabulary.tokens, scores
-    # Gemma's runs of spaces are stored as spaces, and looked up after spaces have become ▁. Its scores do not follow
-    # the order of its merges; the order of its tokens does.
+def _scores(header: Header, vocabulary: Vocabulary) -> list[float]:
+    if is_gemma(header):  # whose scores do not follow the order of its merges; the order of its tokens does
+        return [-float(i) for i in range(len(vocabulary.tokens))]
+    scores: list[float] = header.numbers("tokenizer.ggml.scores").tolist()
+    if len(scores) != len(vocabulary.tokens):
+        raise header.invalid(f"the tokenizer has {len(vocabulary.tokens)} tokens and {len(scores)} scores")
+    return scores
+
+
+def is_gemma(header: Header) -> bool:
+    return header.text("general.architecture").startswith("gemma")
+
+
+def gemma_spelling(header: Header, vocabulary: Vocabulary) -> Vocabulary:
+    """Gemma's runs of spaces are stored as spaces, and looked up after spaces have become ▁."""
     tokens = [
-        SPACE * len(t) if kind != CONTROL and t and not t.strip(" ") else t
-        for t, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+        SPACE * len(token) if kind != CONTROL and token and not token.strip(" ") else token
+        for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
     ]
     if len(set(tokens)) != len(tokens):
         raise header.invalid("the tokenizer has the same run of spaces twice")
-    return tokens, [-float(i) for i in range(len(tokens))]
+    return dataclasses.replace(vocabulary, tokens=tokens)
 
 
 def _implied_merges(tokens: list[str], scores: list[float]) -> list[list[str]]:

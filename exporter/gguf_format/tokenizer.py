@@ -1,7 +1,7 @@
 """tokenizer.json, tokenizer_config.json and generation_config.json from the metadata of a GGUF file.
 
-``tokenizer.json`` is written as the tokenizers library writes it, so every runtime that reads Hugging Face tokenizers
-reads this one.
+``tokenizer.json`` is written as the tokenizers library writes it, so every runtime that reads Hugging Face
+tokenizers reads this one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from exporter.errors import OnnxGptError, unsupported
 from exporter.gguf_format.pretokenizers import CUTS, UNNAMED, Cut, byte_level
 from exporter.gguf_format.reader import Header
-from exporter.gguf_format.sentencepiece import sentencepiece
+from exporter.gguf_format.sentencepiece import gemma_spelling, is_gemma, sentencepiece
 from exporter.gguf_format.vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
 Json: TypeAlias = dict[str, Any]
@@ -27,12 +27,14 @@ def files_of(header: Header, vocabulary: Vocabulary, context_length: int) -> dic
     """The files by name.
 
     Raises:
-        OnnxGptError: ``gguf-tokenizer-unsupported`` (exit 3) for a tokenizer of a kind that is not implemented,
-            ``gguf-invalid`` (exit 4) for one that contradicts itself.
+        OnnxGptError: ``gguf-tokenizer-unsupported`` (exit 3) for a tokenizer of a kind that is not
+            implemented, ``gguf-invalid`` (exit 4) for one that contradicts itself.
     """
     if vocabulary.model == "gpt2":
         parts, add_bos = _byte_level(header, vocabulary)
     elif vocabulary.model == "llama":
+        if is_gemma(header):
+            vocabulary = gemma_spelling(header, vocabulary)
         parts, add_bos = sentencepiece(header, vocabulary), True
     else:
         raise _unsupported(header, f"a tokenizer of the kind {vocabulary.model[:80]!r}", "gpt2, llama")
@@ -64,8 +66,9 @@ def files_of(header: Header, vocabulary: Vocabulary, context_length: int) -> dic
 def special_ids(ids: Mapping[str, int]) -> Json:
     """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``; None for one that the file does not name.
 
-    Generation ends at the end of a text, of a turn and of a message; where these differ, ``eos_token_id`` is a list.
-    Absent ids are said to be None, since a configuration class has ids of its own for keys that are left out.
+    Generation ends at the end of a text, of a turn and of a message; where these differ, ``eos_token_id`` is
+    a list. Absent ids are said to be None, since a configuration class has ids of its own for keys that are
+    left out.
     """
     ends = list(dict.fromkeys(ids[role] for role in ("eos", "eot", "eom") if role in ids))
     return {
@@ -161,7 +164,7 @@ def _template(vocabulary: Vocabulary, add_bos: bool, add_eos: bool) -> Json | No
 
 
 def _tokenizer_config(header: Header, vocabulary: Vocabulary, context_length: int) -> Json:
-    """Names the class that takes tokenizer.json as it is: the others rebuild it from the vocabulary by their own rules."""
+    """With the class that takes tokenizer.json as it is; others rebuild it by rules of their own."""
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,

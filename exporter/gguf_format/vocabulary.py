@@ -18,13 +18,26 @@ _IDS: Final = {
     "eot": "eot_token_id",
     "eom": "eom_token_id",
 }
-_READ = frozenset(
-    ("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_eos_token", "add_space_prefix")
-) | frozenset(_IDS.values())  # fmt: skip
+_READ = frozenset(_IDS.values()) | {
+    "add_bos_token",
+    "add_eos_token",
+    "add_space_prefix",
+    "merges",
+    "model",
+    "pre",
+    "scores",
+    "token_type",
+    "tokens",
+}
 _INERT = frozenset(
-    """token_type_count seperator_token_id mask_token_id cls_token_id add_sep_token remove_extra_whitespaces
-    precompiled_charsmap prefix_token_id suffix_token_id middle_token_id fim_pre_token_id fim_suf_token_id
-    fim_mid_token_id fim_pad_token_id fim_rep_token_id fim_sep_token_id""".split()
+    {
+        *(f"{role}_token_id" for role in ("cls", "mask", "seperator", "prefix", "suffix", "middle")),
+        *(f"fim_{role}_token_id" for role in ("pre", "suf", "mid", "pad", "rep", "sep")),
+        "add_sep_token",
+        "precompiled_charsmap",
+        "remove_extra_whitespaces",
+        "token_type_count",
+    }
 )
 """Keys of other kinds of tokenizer, and ids that no text is encoded with."""
 
@@ -37,7 +50,8 @@ class Vocabulary:
         model: ``gpt2`` or ``llama``: llama.cpp's word for byte-level BPE and for SentencePiece.
         tokens: as stored.
         kinds: of each token, `NORMAL` … `BYTE`.
-        ids: of special tokens, by ``bos``, ``eos``, ``unk``, ``pad``, ``eot``, ``eom``; only those that the file names.
+        ids: of special tokens, by ``bos``, ``eos``, ``unk``, ``pad``, ``eot``, ``eom``; only those that the
+            file names.
     """
 
     model: str
@@ -56,8 +70,9 @@ def vocabulary_of(header: Header, vocab_size: int) -> Vocabulary | None:
         vocab_size: rows of the embedding table.
 
     Raises:
-        OnnxGptError: ``tokenizer-too-large`` (exit 4) where there are more tokens than rows, ``gguf-invalid`` where
-            tokens repeat or ids point nowhere, ``gguf-key-unsupported`` (exit 3) for keys that are not known.
+        OnnxGptError: ``tokenizer-too-large`` (exit 4) where there are more tokens than rows, ``gguf-invalid``
+            where tokens repeat or ids point nowhere, ``gguf-key-unsupported`` (exit 3) for keys that are not
+            known.
     """
     model = header.text("tokenizer.ggml.model", "no_vocab")
     if model in ("no_vocab", "none"):

@@ -1,7 +1,8 @@
-"""A GGUF file of llama.cpp: configuration, weights and tokenizer in one. Quantized weights keep their codes."""
+"""A GGUF file of llama.cpp: configuration, weights with their own quantization, and tokenizer in one."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from exporter.checkpoint import Checkpoint
@@ -14,19 +15,20 @@ from exporter.gguf_format.vocabulary import vocabulary_of
 
 def claims(uri: str) -> bool:
     path = Path(uri)
-    if path.suffix.lower() == ".gguf":
-        return True
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    if path.is_file():
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC)) == MAGIC
+        return magic or path.suffix.lower() == ".gguf"
+    scheme = re.match(r"[a-z]{2,}:", uri)  # hf:org/name.gguf names a repository
+    return path.suffix.lower() == ".gguf" and scheme is None and not path.exists()
 
 
 def load(uri: str) -> Checkpoint:
     """Read the header. Weights are read when they are asked for.
 
     Raises:
-        OnnxGptError: ``source-missing``, ``gguf-invalid``, ``tokenizer-too-large`` (exit 4); ``gguf-version``,
+        OnnxGptError: ``source-missing``, ``gguf-invalid``, ``tokenizer-too-large`` (exit 4);
+            ``gguf-version``,
             ``gguf-type-unsupported``, ``gguf-key-unsupported``, ``gguf-rope-unsupported``,
             ``gguf-tokenizer-unsupported``, ``gguf-split``, ``architecture-unknown`` (exit 3).
     """

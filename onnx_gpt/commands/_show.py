@@ -110,7 +110,7 @@ def show_parity(parity: Parity) -> None:
     ]
     names = {"decode": "decode = prefill", "batch": "batch = single", "causal": "causal"}
     rows += [
-        (f"{names.get(name, name)}: |Δlogit|", f"{check.value:.3g}", f"≤ {check.limit:.3g}")
+        (f"{names.get(name, name)}: mean KL", f"{check.value:.3g}", f"≤ {check.limit:.3g}")
         for name, check in parity.checks.items()
     ]
     print_table((f"parity with {parity.reference}", "measured", "limit"), rows)

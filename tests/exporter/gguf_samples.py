@@ -5,6 +5,8 @@ What the converter does to values is written out here again, and not taken from 
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,6 +65,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
 }
 
 
+@functools.cache
 def tiny(name: str) -> Any:
     """A random model of `CONFIGS`, its norms and biases random too, so that a wrong one shows."""
     torch.manual_seed(7)
@@ -74,14 +77,28 @@ def tiny(name: str) -> Any:
     return model
 
 
-def convert(model: Any, path: Path, quantize: Type = Type.F32, **extra: Any) -> None:
-    """Write a model as GGUF. Matrices of the layers and the embedding get the type ``quantize``."""
+def convert(
+    model: Any,
+    path: Path,
+    quantize: Type = Type.F32,
+    *,
+    keys: Mapping[str, Any] = {},
+    tensors: Mapping[str, np.ndarray | None] = {},
+) -> None:
+    """Write a model as GGUF.
+
+    Args:
+        quantize: type of all matrices whose rows are whole blocks of it.
+        keys: more metadata, or other values of what there is.
+        tensors: more tensors, in place of those of the same name; None leaves one out.
+    """
     config = model.config
     kind = config.model_type.removesuffix("_text").replace("gpt_neox", "gptneox")
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     writer = gguf.GGUFWriter(path, kind)
     _write_keys(writer, kind, config)
-    for key, value in extra.items():
+    for key, value in keys.items():
+        writer.kv_data[0].pop(key, None)
         _write_value(writer, key, value)
     table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tied = config.tie_word_embeddings
@@ -90,11 +107,20 @@ def convert(model: Any, path: Path, quantize: Type = Type.F32, **extra: Any) -> 
             continue
         ours = table.get_name(name, try_suffixes=(".weight", ".bias"))
         assert ours is not None, name
+        if ours in tensors:
+            continue
         values = _converted(kind, name, tensor.numpy(), config)
-        type = quantize if values.ndim == 2 and values.shape[-1] % gguf.GGML_QUANT_SIZES[quantize][0] == 0 else Type.F32
+        type = (
+            quantize
+            if values.ndim == 2 and values.shape[-1] % gguf.GGML_QUANT_SIZES[quantize][0] == 0
+            else Type.F32
+        )
         writer.add_tensor(ours, gguf.quants.quantize(np.ascontiguousarray(values), type), raw_dtype=type)
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
+    for name, values in tensors.items():
+        if values is not None:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -125,7 +151,9 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
         return
     writer.add_feed_forward_length(config.intermediate_size)
     if kind == "gptneox":
-        rotated = int(config.rope_parameters["partial_rotary_factor"] * config.hidden_size / config.num_attention_heads)
+        rotated = int(
+            config.rope_parameters["partial_rotary_factor"] * config.hidden_size / config.num_attention_heads
+        )
         writer.add_rope_dimension_count(rotated)
         writer.add_parallel_residual(config.use_parallel_residual)
         writer.add_layer_norm_eps(config.layer_norm_eps)
@@ -187,3 +215,48 @@ def _llama3_factors(config: Any) -> np.ndarray:
             )
             factors.append(float(1 / ((1 - smooth) / rope["factor"] + smooth)))
     return np.array(factors, dtype=np.float32)
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 printable stand-ins of bytes, by byte (Radford et al. 2019)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+def byte_level_vocabulary(merged: list[tuple[str, str]]) -> dict[str, Any]:
+    """A vocabulary of all bytes, some merges and three special tokens, as metadata of a GGUF file."""
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_alphabet(), *(a + b for a, b in merged)]
+    kinds = [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in kinds],
+        "tokenizer.ggml.merges": [f"{a} {b}" for a, b in merged],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.chat_template": "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
+    }
+
+
+MERGES = [
+    ("h", "e"),
+    ("l", "l"),
+    ("he", "ll"),
+    ("hell", "o"),
+    ("Ġ", "w"),
+    ("o", "r"),
+    ("Ġw", "or"),
+    ("1", "2"),
+]
+
+
+def convert_with_tokenizer(model: Any, path: Path) -> None:
+    """A model with as many rows in its embedding as `byte_level_vocabulary` has tokens."""
+    metadata = byte_level_vocabulary(MERGES)
+    model = copy.deepcopy(model)
+    model.resize_token_embeddings(len(metadata["tokenizer.ggml.tokens"]))
+    convert(model, path, keys=metadata)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import gguf_samples as samples
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.errors import Exit, OnnxGptError
 from exporter.families import describe, family_of
 from exporter.match import match_weights
-from exporter.sources import load
+from exporter.sources import gguf_file, load
 
 
 def loaded(path: Path) -> Checkpoint:
@@ -34,12 +35,10 @@ def rebuilt(checkpoint: Checkpoint) -> Any:
     """The transformers model that a checkpoint speaks of, with its weights."""
     config = transformers.AutoConfig.for_model(**checkpoint.config)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    state = {
-        in_memory(name): torch.from_numpy(weight.read()) for name, weight in checkpoint.weights.items()
-    }
+    state = {in_memory(name): torch.from_numpy(weight.read()) for name, weight in checkpoint.weights.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
-    assert all(name == "lm_head.weight" for name in missing) and config.tie_word_embeddings or not missing
+    assert missing == ["lm_head.weight"] * config.tie_word_embeddings
     model.tie_weights()
     return model
 
@@ -68,7 +67,7 @@ def test_weights_and_configuration_come_back(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", samples.CONFIGS)
 def test_our_family_takes_it(name: str, tmp_path: Path) -> None:
-    """Every role finds its tensor; matrices of the layers keep the codes of the file where rows stay whole."""
+    """Every role finds its tensor, and matrices of the layers keep the codes of the file."""
     model = samples.tiny(name)
     samples.convert(model, tmp_path / "m.gguf", Type.Q8_0)
     checkpoint = loaded(tmp_path / "m.gguf")
@@ -87,7 +86,124 @@ def test_gemma_norms_reach_the_graph_as_they_are_stored(tmp_path: Path) -> None:
     samples.convert(samples.tiny("gemma3"), tmp_path / "m.gguf")
     checkpoint = loaded(tmp_path / "m.gguf")
     roles = match_weights(describe(checkpoint), checkpoint.weights)
-    import gguf
-
     stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     np.testing.assert_array_equal(roles["norm.weight"].read(), stored["output_norm.weight"])
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
+    "experts": ("llama", {"llama.expert_count": 8}, {}, "gguf-key-unsupported", "llama.expert_count = 8"),
+    "clamped": ("llama", {"llama.attention.clamp_kqv": 8.0}, {}, "gguf-key-unsupported", "clamp_kqv"),
+    "window": ("qwen3", {"qwen3.attention.sliding_window": 64}, {}, "gguf-key-unsupported", "sliding_window"),
+    "values": ("llama", {"llama.attention.value_length": 8}, {}, "gguf-key-unsupported", "value_length"),
+    "partial": ("llama", {"llama.rope.dimension_count": 8}, {}, "gguf-key-unsupported", "dimension_count"),
+    "yarn": ("qwen2", {"qwen2.rope.scaling.type": "yarn"}, {}, "gguf-rope-unsupported", "'yarn'"),
+    "attention factor": (
+        "llama", {"llama.rope.scaling.attn_factor": 1.2}, {}, "gguf-key-unsupported", "attn_factor"
+    ),
+    "longrope": (
+        "phi3", {}, {"rope_factors_long.weight": np.ones(8, np.float32)}, "gguf-rope-unsupported", "longrope"
+    ),
+    "frequencies": (
+        "llama", {}, {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}, "gguf-rope-unsupported",
+        "rope_freqs",
+    ),
+    "two scalings": (
+        "llama-linear", {}, {"rope_freqs.weight": np.full(8, 2, np.float32)}, "gguf-rope-unsupported",
+        "linear",
+    ),
+    "split": ("llama", {"split.count": 3}, {}, "gguf-split", "one part of 3"),
+    "architecture": ("llama", {"general.architecture": "mamba"}, {}, "architecture-unknown", "mamba"),
+    "layers that differ": (
+        "llama", {"llama.attention.head_count_kv": [2, 4]}, {}, "gguf-key-unsupported", "head_count_kv"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_implemented_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    model, keys, tensors, code, named = REFUSED[name]
+    samples.convert(samples.tiny(model), tmp_path / "m.gguf", keys=keys, tensors=tensors)
+    with pytest.raises(OnnxGptError) as error:
+        load(str(tmp_path / "m.gguf"))
+    assert error.value.code == code
+    assert error.value.exit == Exit.UNSUPPORTED
+    assert named in str(error.value)
+
+
+BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "too many layers": ({"llama.block_count": 3}, {}, "there are no tensors of block 2"),
+    "layers without end": ({"llama.block_count": 2**32 - 1}, {}, "block_count"),
+    "no heads": ({"llama.attention.head_count": 0}, {}, "head_count"),
+    "another vocabulary": ({"llama.vocab_size": 95}, {}, "vocab_size is 95"),
+    "a base of zero": ({"llama.rope.freq_base": 0.0}, {}, "freq_base"),
+    "no embedding": ({}, {"token_embd.weight": None}, "token_embd.weight"),
+    "words for numbers": ({"llama.embedding_length": "64"}, {}, "embedding_length"),
+    "frequencies of another size": ({}, {"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs.weight"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_contradictions_are_rejected(name: str, tmp_path: Path) -> None:
+    keys, tensors, named = BROKEN[name]
+    samples.convert(samples.tiny("llama"), tmp_path / "m.gguf", keys=keys, tensors=tensors)
+    with pytest.raises(OnnxGptError) as error:
+        load(str(tmp_path / "m.gguf"))
+    assert (error.value.code, error.value.exit) == ("gguf-invalid", Exit.REJECTED)
+    assert named in str(error.value)
+
+
+def test_features_turned_off_are_tolerated(tmp_path: Path) -> None:
+    keys = {"llama.expert_count": 0, "llama.attention.causal": True, "llama.rope.scaling.type": "none"}
+    ones = {"rope_freqs.weight": np.ones(8, np.float32)}
+    samples.convert(samples.tiny("llama"), tmp_path / "m.gguf", keys=keys, tensors=ones)
+    assert loaded(tmp_path / "m.gguf").config["rope_scaling"] is None
+
+
+def test_missing_and_unknown_tensors_are_listed_together(tmp_path: Path) -> None:
+    tensors = {"blk.1.ffn_up.weight": None, "blk.0.ffn_gate_exps.weight": np.ones((2, 4), np.float32)}
+    samples.convert(samples.tiny("llama"), tmp_path / "m.gguf", tensors=tensors)
+    checkpoint = loaded(tmp_path / "m.gguf")
+    with pytest.raises(OnnxGptError) as error:
+        match_weights(describe(checkpoint), checkpoint.weights)
+    assert error.value.details == (
+        "missing: model.layers.1.mlp.up_proj.weight [96, 64]",
+        "unused: blk.0.ffn_gate_exps.weight [2, 4]",
+    )
+
+
+def test_claims(tmp_path: Path) -> None:
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "model.bin").write_bytes(b"GGUF\3\0\0\0")
+    (tmp_path / "other.bin").write_bytes(b"ONNX")
+    (tmp_path / "broken.GGUF").write_bytes(b"")
+    claimed = {name: gguf_file.claims(str(tmp_path / name)) for name in (
+        "folder.gguf", "model.bin", "other.bin", "broken.GGUF", "missing.gguf", "missing.bin",
+    )}  # fmt: skip
+    assert claimed == {
+        "folder.gguf": False, "model.bin": True, "other.bin": False, "broken.GGUF": True,
+        "missing.gguf": True, "missing.bin": False,
+    }  # fmt: skip
+    assert not gguf_file.claims("hf:org/model.gguf")
+    with pytest.raises(OnnxGptError, match="source-missing"):
+        load(str(tmp_path / "missing.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "factor", "context"), [(64, 32.0, 8192), (128, 8.0, 8192), (32, 4.0, 4096)]
+)
+def test_llama3_scaling_is_recovered(head_dim: int, factor: float, context: int, tmp_path: Path) -> None:
+    """The file has only what the frequencies are divided by."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": context,
+    }
+    config = transformers.LlamaConfig(
+        **samples.DIMS, head_dim=head_dim, rope_parameters=scaling | {"rope_theta": 500000.0}
+    )
+    samples.convert(transformers.LlamaForCausalLM(config), tmp_path / "m.gguf")
+    found = loaded(tmp_path / "m.gguf").config
+    assert found["rope_scaling"] == scaling
+    assert found["rope_theta"] == 500000.0

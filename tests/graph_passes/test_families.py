@@ -15,7 +15,7 @@ from graph_passes.lengths import LEFT_PADDING
 from graph_passes.lint import require_no_cliffs
 
 
-@pytest.mark.parametrize(("family", "variant"), variants())
+@pytest.mark.parametrize(("family", "variant"), list(variants()))
 def test_lowered_family_answers_as_the_canonical_graph(family: str, variant: str) -> None:
     checkpoint = tiny(family, variant=variant)
     described = describe(checkpoint)

@@ -11,8 +11,9 @@ from onnx_gpt.chat import ChatTemplate, chat_template
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
-    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+    "trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """``tokenizer.chat_template`` of SmolLM2-135M-Instruct."""
@@ -103,14 +104,17 @@ HOSTILE = {
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "nested loops after meddling": "{% set __steps__ = 1 %}{% set __counted__ = 1 %}"
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "branching recursion": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(90) }}",
+    "branching recursion": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}"
+    "{{ m(90) }}",
     "endless recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "recursive loop": "{% for a in 'x' recursive %}{{ loop('x') }}{% endfor %}",
     "long product": "{{ 'x' * 10**10 }}",
     "long list": "{{ [1] * 10**10 }}",
     "large power": "{{ 9 ** 9 ** 9 }}",
-    "doubling by ~": "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "doubling by +": "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubling by ~": "{% set n = namespace(x='a') %}{% for i in range(99) %}"
+    "{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "doubling by +": "{% set n = namespace(x='a') %}{% for i in range(99) %}"
+    "{% set n.x = n.x + n.x %}{% endfor %}",
     "doubling by a filter": "{% set n = namespace(x=['a', 'a']) %}{% for i in range(99) %}"
     "{% set n.x = [n.x|join, n.x|join] %}{% endfor %}",
     "wide format": "{{ '%10000000000d' % 1 }}",
@@ -138,6 +142,23 @@ def test_a_hostile_template_is_refused_in_little_time(source):
         ChatTemplate(source).render(SPOKEN)
     assert error.value.code == "chat-template-refused"
     assert time.process_time() - start < 5
+
+
+def test_large_numbers_that_are_no_sizes_are_fine():
+    source = "{{ 1700000000|string }} {{ x|default(9999999) }} {{ '%d' % 10**9 }} {{ 2**40 }} {{ 10**9 * 3 }}"
+    assert ChatTemplate(source).render(SPOKEN) == "1700000000 9999999 1000000000 1099511627776 3000000000"
+
+
+def test_what_a_generation_block_sets_stays_inside():
+    source = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
+    utilities = pytest.importorskip("transformers.utils.chat_template_utils")
+    assert utilities.render_jinja_template([SPOKEN], chat_template=source)[0] == ["21"]
+    assert ChatTemplate(source).render(SPOKEN) == "21"
+
+
+def test_keys_without_a_value_are_not_there():
+    source = "{% for m in messages %}{{ 'calls' if 'tool_calls' in m else m.content }}{% endfor %}"
+    assert ChatTemplate(source).render([{"role": "user", "content": "hi", "tool_calls": None}]) == "hi"
 
 
 def test_the_exception_of_a_template_is_the_cause():

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,6 +16,7 @@ NONE = np.array([], np.int64)
 
 
 @given(LOGITS, st.floats(0.05, 5), st.integers(0, 2**32 - 1))
+@example(np.array([-1e-45, 0], np.float32), 1.0, 0)  # two logits of one probability
 def test_top_k_1_and_a_small_top_p_are_greedy_even_among_ties(logits, temperature, seed):
     greedy = choose(logits, NONE, Sampling(), np.random.default_rng(seed))
     assert greedy == int(logits.argmax())

@@ -34,7 +34,9 @@ def test_pieces_make_up_the_text_and_no_character_is_split(text, context):
 
 
 @settings(deadline=None)
-@given(st.text("abc🦆", max_size=40), st.lists(st.text("abc🦆", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text("abc🦆", max_size=40), st.lists(st.text("abc🦆", min_size=1, max_size=4), min_size=1, max_size=3)
+)
 def test_stop_strings_end_the_text_wherever_pieces_meet(text, stop):
     pieces, stopped = stream(BYTES, BYTES.encode(text).ids, stop=stop)
     ends = [text.find(s) + len(s) for s in stop if s in text]
@@ -72,7 +74,7 @@ def test_special_tokens_give_no_text():
 
 
 def test_a_leading_space_that_depends_on_the_token_before_is_kept():
-    """SentencePiece decoders drop the space of a first token: the prompt's end must be there when decoding."""
+    """SentencePiece decoders drop the space of a first token, so the prompt's end has to be decoded too."""
     tokenizer = Tokenizer(models.WordLevel({"▁the": 0, "▁sea": 1, "▁is": 2, "<0xF0>": 3}, unk_token="▁the"))
     tokenizer.decoder = decoders.Metaspace()
     assert "".join(stream(tokenizer, [1, 2] * 12, context=[0])[0]) == " sea is" * 12

@@ -1,6 +1,6 @@
 """Decoders of two layers, written node by node, that compute the same function with three kinds of cache.
 
-They are made here and not by the exporter, so that the runner is tested against the contract and not against ourselves.
+They are made here and not by the exporter, so that the runner is tested against the contract of its graphs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ HIDDEN = HEADS * HEAD_DIM
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
 VOCAB = 256 + len(SPECIAL)
 EOS = 256
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def save_bundle(
@@ -39,7 +42,9 @@ def save_bundle(
     model = _Decoder(kind, keep, positions, integers, floats, open_head_dim, seed).model()
     onnx.save(model, str(folder / "model.onnx"))
     byte_tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": SPECIAL[0]}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": TEMPLATE, "eos_token": SPECIAL[0]})
+    )
     if config:
         values = {"max_position_embeddings": CONTEXT, "head_dim": HEAD_DIM, "eos_token_id": eos}
         (folder / "config.json").write_text(json.dumps(values))
@@ -58,7 +63,14 @@ def byte_tokenizer() -> Tokenizer:
 
 class _Decoder:
     def __init__(
-        self, kind: str, keep: bool, positions: bool, integers: int, floats: int, open_head_dim: bool, seed: int
+        self,
+        kind: str,
+        keep: bool,
+        positions: bool,
+        integers: int,
+        floats: int,
+        open_head_dim: bool,
+        seed: int,
     ) -> None:
         self.kind, self.keep, self.positions = kind, keep, positions
         self.integers, self.floats, self.open_head_dim = integers, floats, open_head_dim
@@ -115,8 +127,7 @@ class _Decoder:
         past = self.scalar(self.op("Sub", [total, length]), TensorProto.INT64)
         end = self.scalar(total, TensorProto.INT64)
         queries = self.op("Range", [past, end, one])
-        row = self.op("Unsqueeze", [queries, self.ints("first", 0)])
-        self.places = "position_ids" if self.positions else row
+        self.places = self.op("Unsqueeze", [queries, self.ints("first", 0)])
         column = self.op("Unsqueeze", [queries, self.ints("axis", 1)])
         self.mask = self.op("LessOrEqual", [self.op("Range", [zero, end, one]), column])
 
@@ -126,20 +137,22 @@ class _Decoder:
         v = self.op("MatMul", [x, self.weight(f"v{i}", self.normal(HIDDEN, KV_HEADS * HEAD_DIM))])
         past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
         out = [f"attended.{i}", f"present.{i}.key", f"present.{i}.value"]
+        inside = self.kind == "shared" and not self.positions
+        if not inside:
+            tables = [self.cos, self.sin, "position_ids" if self.positions else self.places]
+            q = self.op("RotaryEmbedding", [q, *tables], num_heads=HEADS)
+            k = self.op("RotaryEmbedding", [k, *tables], num_heads=KV_HEADS)
         if self.kind == "shared":
             self.op(
                 "GroupQueryAttention",
-                [q, k, v, *past, *self.lengths, self.cos, self.sin],
+                [q, k, v, *past, *self.lengths, *([self.cos, self.sin] if inside else [])],
                 outputs=out,
                 domain="com.microsoft",
                 num_heads=HEADS,
                 kv_num_heads=KV_HEADS,
-                do_rotary=1,
+                do_rotary=int(inside),
             )
         else:
-            tables = [self.cos, self.sin, self.places]
-            q = self.op("RotaryEmbedding", [q, *tables], num_heads=HEADS)
-            k = self.op("RotaryEmbedding", [k, *tables], num_heads=KV_HEADS)
             cached = self.kind == "growing"
             self.op(
                 "Attention",
@@ -151,7 +164,13 @@ class _Decoder:
         return self.op("MatMul", [out[0], self.weight(f"o{i}", self.normal(HIDDEN, HIDDEN))])
 
     def op(
-        self, kind: str, inputs: list[str], *, outputs: list[str] | None = None, domain: str = "", **attributes: int
+        self,
+        kind: str,
+        inputs: list[str],
+        *,
+        outputs: list[str] | None = None,
+        domain: str = "",
+        **attributes: int,
     ) -> str:
         outputs = outputs or [f"{kind}_{len(self.nodes)}"]
         self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))

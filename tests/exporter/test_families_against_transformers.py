@@ -1,6 +1,7 @@
 """Every family, in every shape that its configuration can take, is the model that transformers runs.
 
-The canonical graph is run as it is written (ORT's optimizer off) and compared with transformers on random weights.
+The canonical graph is run as it is written (ORT's optimizer off) and compared with transformers on random
+weights.
 """
 
 from __future__ import annotations
@@ -8,22 +9,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import tiny, variants
+from tiny import GENERIC, tiny, variants
 from transformers.models.gemma3 import modeling_gemma3
 
 from exporter.build import build
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint import Checkpoint, ModuleSource
 from exporter.decoder import Decoder, Layer
+from exporter.errors import Exit, OnnxGptError
 from exporter.families import describe, families, family_of
 from exporter.match import match_weights
 from exporter.reference import Reference
@@ -48,9 +52,13 @@ class Graph:
         self.layers = [layer.attention for layer in decoder.layers]
 
     def logits(
-        self, tokens: np.ndarray, mask: np.ndarray | None = None, steps: tuple[int, ...] = (), keep: int | None = None
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray | None = None,
+        steps: tuple[int, ...] = (),
+        keep: int | None = None,
     ) -> np.ndarray:
-        """Logits ``[B, S, V]`` of tokens ``[B, S]``, fed in runs of ``steps`` tokens (all at once by default)."""
+        """Logits ``[B, S, V]`` of tokens ``[B, S]``, fed in runs of ``steps`` tokens (or all at once)."""
         mask = np.ones_like(tokens) if mask is None else mask
         cache = {
             f"past_key_values.{i}.{which}": np.zeros((len(tokens), a.kv_heads, 0, a.head_dim), np.float32)
@@ -109,7 +117,7 @@ def test_steps_with_a_cache(family: str, variant: str, steps: tuple[int, ...]) -
 @EVERY
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_batch_then_decode(family: str, variant: str, side: str) -> None:
-    """Prompts of 13, 8 and 1 tokens in one batch, continued by 4 tokens: right padding leaves holes in the mask."""
+    """Prompts of 13, 8 and 1 tokens, continued by 4 tokens: right padding leaves holes in the mask."""
     graph, reference = graph_and_reference(family, variant)
     tokens, mask = random_tokens(3), np.ones((3, LENGTH), np.int64)
     for row, real in enumerate((13, 8, 1)):
@@ -130,7 +138,14 @@ def test_logits_to_keep(family: str, variant: str, keep: int) -> None:
     )
 
 
-# The proof bites -----------------------------------------------------------------------------------------------------
+def test_every_kind_of_variant_is_met() -> None:
+    """A key that transformers renames would take its variants away unseen."""
+    met = set(variants())
+    assert {variant for _, variant in met} >= GENERIC.keys()
+    assert {(family, variant) for family in families() for variant in ("default", "tied", "untied")} <= met
+
+
+# The proof bites --------------------------------------------------------------------------------------------
 
 FAMILIES = pytest.mark.parametrize("family", list(families()))
 
@@ -152,7 +167,9 @@ def test_every_tensor_is_proven(family: str) -> None:
 
 
 def of_layers(change: Callable[[Layer], Layer]) -> Callable[[Decoder], Decoder]:
-    return lambda decoder: dataclasses.replace(decoder, layers=tuple(change(layer) for layer in decoder.layers))
+    return lambda decoder: dataclasses.replace(
+        decoder, layers=tuple(change(layer) for layer in decoder.layers)
+    )
 
 
 def of_attention(change: Callable[[Any], dict[str, Any]]) -> Callable[[Decoder], Decoder]:
@@ -164,7 +181,9 @@ def of_attention(change: Callable[[Any], dict[str, Any]]) -> Callable[[Decoder],
 
 
 def other_epsilon(decoder: Decoder) -> Decoder:
-    return dataclasses.replace(decoder, norm=dataclasses.replace(decoder.norm, epsilon=2 * decoder.norm.epsilon))
+    return dataclasses.replace(
+        decoder, norm=dataclasses.replace(decoder.norm, epsilon=2 * decoder.norm.epsilon)
+    )
 
 
 def swapped_gate(layer: Layer) -> Layer:
@@ -202,7 +221,13 @@ MUTATIONS: Mapping[str, Callable[[Decoder], Decoder]] = {
     "no_embedding_scale": lambda decoder: dataclasses.replace(decoder, embedding_scale=1.0),
     "no_softcap": lambda decoder: dataclasses.replace(decoder, logit_softcap=0.0),
 }
-BITING = {"gemma3": "softcap", "qwen2": "upper_windows", "qwen3": "layer_types", "mistral": "window", "phi3": "window"}
+BITING = {
+    "gemma3": "softcap",
+    "qwen2": "upper_windows",
+    "qwen3": "layer_types",
+    "mistral": "window",
+    "phi3": "window",
+}
 
 
 @FAMILIES
@@ -242,14 +267,18 @@ def test_attention_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error(Graph(decoder, weights).logits(tokens), theirs) > 100 * TOLERANCE
 
 
-# What building costs -------------------------------------------------------------------------------------------------
+# What building costs ----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable(Weight):
     """A weight of which only the shape may be asked."""
 
-    shape: tuple[int, ...]
+    dims: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dims
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         raise AssertionError("a weight was read")
@@ -265,11 +294,13 @@ def test_building_reads_no_weight(family: str) -> None:
 
 
 @FAMILIES
-def test_nodes_are_linear_in_layers(family: str) -> None:
+def test_graphs_are_valid_and_nodes_linear_in_layers(family: str) -> None:
     counts = []
     for layers in (2, 4, 6):
         checkpoint = tiny(family, num_hidden_layers=layers)
-        counts.append(len(list(build(*resolved(checkpoint)).graph)))
+        model = build(*resolved(checkpoint))
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        counts.append(len(list(model.graph)))
     assert counts[2] - counts[1] == counts[1] - counts[0] > 0
 
 
@@ -287,7 +318,69 @@ def test_names_and_keys_are_those_that_transformers_writes(family: str, tied: bo
         np.testing.assert_array_equal(weight.read(), theirs[role].read(), role)
 
 
-# The reference itself ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("family", "strip", "buffers"),
+    [
+        ("gpt2", "transformer.", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
+        ("gpt2", "", ["transformer.h.0.attn.bias"]),
+        (
+            "gpt_neox",
+            "",
+            [f"gpt_neox.layers.0.attention.{n}" for n in ("bias", "masked_bias", "rotary_emb.inv_freq")],
+        ),
+        ("llama", "", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+    ],
+)
+def test_files_of_the_hub_that_name_tensors_otherwise(family: str, strip: str, buffers: list[str]) -> None:
+    """OpenAI's GPT-2 leaves a prefix out; old files hold masks and rotary tables."""
+    checkpoint = tiny(family)
+    named = {name.removeprefix(strip): weight for name, weight in checkpoint.weights.items()}
+    old = dataclasses.replace(checkpoint, weights=named | {name: Array(np.ones(3)) for name in buffers})
+    tokens = random_tokens(1, 5)
+    theirs = Reference(checkpoint).logits(tokens)
+    assert error(Graph(*resolved(old)).logits(tokens), theirs) < TOLERANCE
+    np.testing.assert_array_equal(Reference(old).logits(tokens), theirs)
+
+
+@FAMILIES
+def test_weights_that_do_not_fit_are_all_listed(family: str) -> None:
+    """By the description and by the reference alike."""
+    checkpoint = tiny(family)
+    missing, misshaped = list(checkpoint.weights)[-3:-1]
+    weights = {name: weight for name, weight in checkpoint.weights.items() if name != missing}
+    weights |= {misshaped: Array(np.ones((3, 5), np.float32)), "left.over": Array(np.ones(2, np.float32))}
+    broken = dataclasses.replace(checkpoint, weights=weights)
+    for check in (resolved, Reference):
+        with pytest.raises(OnnxGptError) as caught:
+            check(broken)
+        assert (caught.value.code, caught.value.exit) == ("weights-mismatch", Exit.REJECTED)
+        kinds = [f"missing: {missing} ", f"shape: {misshaped} is [3, 5]", "unused: left.over "]
+        assert len(caught.value.details) == 3
+        assert all(any(detail.startswith(kind) for detail in caught.value.details) for kind in kinds)
+
+
+def test_a_tied_head_that_differs_from_the_embedding_is_no_reference() -> None:
+    checkpoint = tiny("llama", tie_word_embeddings=True)
+    table = checkpoint.weights["model.embed_tokens.weight"]
+    same = dataclasses.replace(checkpoint, weights={**checkpoint.weights, "lm_head.weight": table})
+    tokens = random_tokens(1, 5)
+    np.testing.assert_array_equal(Reference(same).logits(tokens), Reference(checkpoint).logits(tokens))
+    other = Array(table.read() + 1)
+    with pytest.raises(OnnxGptError) as caught:
+        Reference(dataclasses.replace(checkpoint, weights={**checkpoint.weights, "lm_head.weight": other}))
+    assert caught.value.details[0].startswith("tied: lm_head.weight")
+
+
+def test_without_torch_the_reference_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tiny("llama")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(OnnxGptError) as caught:
+        Reference(checkpoint)
+    assert (caught.value.code, caught.value.exit) == ("reference-missing", Exit.ENVIRONMENT)
+    assert "onnx-gpt[reference]" in caught.value.remedy
+
+
+# The reference itself ---------------------------------------------------------------------------------------
 
 
 @FAMILIES
@@ -306,9 +399,19 @@ def test_reference_ends_no_continuation_early(family: str) -> None:
     assert len(reference.greedy(random_tokens(1, 5)[0], 4)) == 4
 
 
-def test_reference_of_a_module() -> None:
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_reference_is_float32_whatever_the_checkpoint_was_saved_as(key: str) -> None:
+    checkpoint = tiny("gemma3")
+    config = {name: value for name, value in checkpoint.config.items() if name != "dtype"} | {key: "bfloat16"}
+    saved, tokens = dataclasses.replace(checkpoint, config=config), random_tokens(1, 5)
+    np.testing.assert_array_equal(Reference(saved).logits(tokens), Reference(checkpoint).logits(tokens))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_reference_of_a_module(wrapped: bool) -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Embedding(131, 8), torch.nn.Linear(8, 131))
-    reference, tokens = Reference(module), random_tokens(2, 5)
+    reference = Reference(ModuleSource("module:test:module", lambda: module) if wrapped else module)
+    tokens = random_tokens(2, 5)
     np.testing.assert_array_equal(reference.logits(tokens), module(torch.from_numpy(tokens)).detach().numpy())
     assert reference.greedy(tokens[0], 2)[0] == reference.logits(tokens[:1])[0, -1].argmax()

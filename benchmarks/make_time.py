@@ -1,0 +1,95 @@
+"""What making a bundle costs: wall time and peak memory of whole processes, ours and the peer's in turn.
+
+    python -m benchmarks.make_time [--rounds 3] [--only int4] [--json]
+
+fp32: SmolLM2-135M from safetensors, against mobius. int4: a Llama of 1.07 B parameters from two bf16 shards,
+against the genai builder. Start-up and imports count; parity (`--no-parity`) does not: the peers have none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.contenders import Command, optimize, peer
+from benchmarks.measure import Child, Row, fresh, interleave, median, parser, publish, run, size_of
+from benchmarks.paths import CACHE, LLAMA_1B, SMOLLM2
+
+OUT = CACHE / "made"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact, made by us and by a peer."""
+
+    name: str
+    ours: Callable[[], Command]
+    peer_name: str
+    peer: Callable[[], Command]
+
+
+JOBS = (
+    Job(
+        "SmolLM2-135M → fp32",
+        lambda: optimize(SMOLLM2, OUT, "--no-parity"),
+        "mobius fp32",
+        lambda: [*peer("mobius", "mobius")(), "make", SMOLLM2, OUT],
+    ),
+    Job(
+        "Llama 1.07B bf16 → int4",
+        lambda: optimize(LLAMA_1B, OUT, "--no-parity", "--quantize", "int4"),
+        "genai builder int4",
+        lambda: [*peer("genai_builder", "genai")(), "make", LLAMA_1B, OUT],
+    ),
+)
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=3, help="times that each is made (3)")
+    options.add_argument("--only", default="", help="the job whose name has this in it")
+    chosen = options.parse_args()
+    # A child, because making the models takes memory: see measure.py.
+    run([sys.executable, "-m", "benchmarks.models", "smollm2", "llama-1b"])
+    rows = [row for job in JOBS if chosen.only in job.name for row in measure(job, chosen.rounds)]
+    return publish("make_time", {"tables": {"make_time": rows}}, as_json=chosen.json)
+
+
+def measure(job: Job, rounds: int) -> list[Row]:
+    """Two rows: ours and the peer's medians. Ratios are ours over theirs."""
+    commands = {"onnx-gpt": job.ours(), job.peer_name: job.peer()}
+    sizes: dict[str, int] = {}
+
+    def sample(name: str) -> Child:
+        fresh(OUT)
+        child = run(commands[name])
+        sizes[name] = size_of(OUT)
+        shutil.rmtree(OUT)
+        return child
+
+    samples = interleave({name: partial(sample, name) for name in commands}, rounds)
+    theirs = samples[job.peer_name]
+    return [
+        {
+            "job": job.name,
+            "by": name,
+            "seconds": median([run.seconds for run in runs]),
+            "× time": median([run.seconds for run in runs]) / median([run.seconds for run in theirs]),
+            "peak RSS MB": peak(runs) / 1e6,
+            "× memory": peak(runs) / peak(theirs),
+            "MB": round(sizes[name] / 1e6, 1),
+            "all seconds": ", ".join(f"{run.seconds:.2f}" for run in runs),
+        }
+        for name, runs in samples.items()
+    ]
+
+
+def peak(runs: list[Child]) -> float:
+    return median([run.peak_rss_bytes for run in runs])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Prefill of 512 tokens and decoding after them, everybody on the same threads, in turn.
+
+    python -m benchmarks.speed [--rounds 5] [--remake] [--only NAME] [--json]
+
+Every ONNX file is run by `onnx_gpt.Generator`, so that the file is what differs; llama.cpp and OpenVINO run
+their own. A sample is a fresh process that loads the model, warms up, and times one prefill and 64 steps.
+Prefill computes the last token's logits only, where the file can (the genai builder's: with prune_lm_head).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import contenders as c
+from benchmarks.measure import Row, interleave, median, parser, publish
+from benchmarks.models import ensure
+from benchmarks.paths import SMOLLM2
+
+CONTENDERS = (
+    *(c.OURS_INT4, c.OURS_INT8, c.OURS_KEEP, c.OURS_FLOAT),
+    *(c.GENAI_INT4, c.GENAI_INT4_PRUNED, c.LLAMA_CPP, c.OPENVINO_INT8),
+    *(c.MOBIUS_FLOAT, c.MOBIUS_KEEP, c.ORT_DYNAMIC),
+)
+PREFILL, DECODE = "prefill_tokens_per_second", "decode_tokens_per_second"
+
+RATIOS = (
+    ("decode: onnx-gpt int4 / genai builder int4", DECODE, c.OURS_INT4, c.GENAI_INT4),
+    ("decode: onnx-gpt int4 / llama.cpp Q4_1", DECODE, c.OURS_INT4, c.LLAMA_CPP),
+    ("prefill: onnx-gpt int8 / genai builder int4", PREFILL, c.OURS_INT8, c.GENAI_INT4),
+    ("prefill: onnx-gpt int8 / genai builder int4, last logits", PREFILL, c.OURS_INT8, c.GENAI_INT4_PRUNED),
+)
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=5, help="samples of each (5)")
+    options.add_argument("--remake", action="store_true", help="make our own artifacts again")
+    options.add_argument("--only", action="append", help="measure the contenders whose name has this in it")
+    chosen = options.parse_args()
+    ensure(SMOLLM2)
+    wanted, failed = c.prepared(c.selected(CONTENDERS, chosen.only, remake=chosen.remake))
+    samples = interleave({contender.name: contender.speed for contender in wanted}, chosen.rounds)
+    tables = {"speed": speeds(wanted, samples), "ratios": ratios(samples)}
+    document = {"tables": tables, "samples": samples, "failed": failed}
+    return publish("speed", document, as_json=chosen.json)
+
+
+def speeds(wanted: list[c.Contender], samples: dict[str, list[Row]]) -> list[Row]:
+    """Medians of tokens per second, with the range of decode."""
+    rows = []
+    for contender in wanted:
+        decode = [sample[DECODE] for sample in samples[contender.name]]
+        rows.append(
+            {
+                "file": contender.name,
+                "prefill tok/s": median([sample[PREFILL] for sample in samples[contender.name]]),
+                "decode tok/s": median(decode),
+                "decode range": f"{min(decode):.0f}–{max(decode):.0f}",
+                "MB": round(contender.size / 1e6, 1),
+            }
+        )
+    return rows
+
+
+def ratios(samples: dict[str, list[Row]]) -> list[Row]:
+    """The claims: the median of the ratios of each round, so that both sides saw the same machine."""
+    rows = []
+    for claim, key, ours, theirs in RATIOS:
+        if ours.name in samples and theirs.name in samples:
+            pairs = zip(samples[ours.name], samples[theirs.name], strict=True)
+            rows.append({"claim": claim, "ratio": median([a[key] / b[key] for a, b in pairs])})
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

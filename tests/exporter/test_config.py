@@ -1,0 +1,188 @@
+"""Real configurations parse, in both of transformers' spellings; what is not understood is refused by name.
+
+``configs/`` holds ``config.json`` files of well-known models, one a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import config_class, tiny
+
+from exporter.checkpoint import Checkpoint
+from exporter.config import INERT, OFF
+from exporter.decoder import Decoder
+from exporter.errors import Exit, OnnxGptError
+from exporter.families import describe, families, family_of
+
+CONFIGS = Path(__file__).parent / "configs"
+
+PARAMETERS = {
+    "Llama-2-7b-hf": 6_738_415_616,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Mistral-7B-v0.1": 7_241_732_096,
+    "Mistral-7B-v0.3": 7_248_023_552,
+    "Phi-3-mini-4k-instruct": 3_821_079_552,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen3-0.6B": 596_049_920,
+    "SmolLM2-135M-Instruct": 134_515_008,
+    "TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "distilgpt2": 81_912_576,
+    "gemma-3-1b-it": 999_885_952,
+    "gemma-3-270m": 268_098_176,
+    "gpt-neox-20b": 20_554_567_680,
+    "gpt2": 124_439_808,
+    "pythia-70m": 70_426_624,
+}
+"""As the models' authors and their model pages give them."""
+
+
+def config_of(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text("utf-8"))
+    return config
+
+
+def described(config: dict[str, Any]) -> Decoder:
+    return describe(Checkpoint("test", config, {}))
+
+
+def refusal(config: dict[str, Any]) -> OnnxGptError:
+    with pytest.raises(OnnxGptError) as caught:
+        described(config)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_real_config_describes_a_model_of_the_known_size(name: str) -> None:
+    decoder = described(config_of(name))
+    stored = {part.name: part.stored_shape for _, part in decoder.parts()}
+    assert sum(math.prod(shape) for shape in stored.values()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_both_spellings_describe_one_model(name: str) -> None:
+    """The file as it is on the hub, and what transformers 5 makes of it, are one description."""
+    config = config_of(name)
+    rewritten = config_class_of(config).from_dict(config).to_dict()
+    assert described(json.loads(json.dumps(rewritten))) == described(config)
+
+
+def config_class_of(config: dict[str, Any]) -> Any:
+    return config_class(family_of(Checkpoint("test", config, {})).__name__.rpartition(".")[2])
+
+
+def test_every_config_here_is_tested() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.json")} == PARAMETERS.keys() | {"Phi-4-mini-instruct"}
+
+
+def test_phi4_mini_is_refused_for_longrope() -> None:
+    error = refusal(config_of("Phi-4-mini-instruct"))
+    assert (error.code, error.exit) == ("rope-unknown", Exit.UNSUPPORTED)
+    assert "longrope" in error.cause
+
+
+@pytest.mark.parametrize("family", families())
+def test_defaults_are_those_of_transformers(family: str) -> None:
+    """A key left out means here what it means there."""
+    theirs = config_class(family)().to_dict()
+    skipped = {"rope_theta", "rope_local_base_freq", "rotary_emb_base", "rotary_pct", "rope_parameters"}
+    compared = 0
+    for name, field in families()[family].Config.model_fields.items():
+        key = field.alias or name
+        if field.is_required() or key in skipped or key not in theirs:
+            continue
+        ours, expected = field.default, theirs[key]
+        if ours is None and key in ("num_key_value_heads", "head_dim", "layer_types"):
+            continue  # derived from other keys, there as here
+        if key == "sliding_window" and theirs.get("use_sliding_window") is False:
+            continue
+        assert ours == expected, key
+        compared += 1
+    assert compared >= 4
+
+
+# What is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "word"),
+    [
+        ("Llama-3.2-1B", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ("Llama-3.2-1B", {"rope_interleaved": True}, "rope_interleaved"),
+        ("Llama-3.2-1B", {"num_local_experts": 8}, "num_local_experts"),
+        ("Qwen2.5-0.5B", {"use_mrope": True}, "use_mrope"),
+        ("Phi-3-mini-4k-instruct", {"lm_head_bias": True}, "lm_head_bias"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+        ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ("Mistral-7B-v0.1", {"layer_types": ["full_attention"] * 32}, "layer_types"),
+    ],
+)
+def test_an_unknown_feature_is_named(name: str, change: dict[str, Any], word: str) -> None:
+    error = refusal(config_of(name) | change)
+    assert (error.code, error.exit) == ("config-key-unknown", Exit.UNSUPPORTED)
+    assert [detail for detail in error.details if detail.startswith(f"{word} = ")]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "word"),
+    [
+        ("Llama-3.2-1B", {"hidden_act": "gelu"}, "hidden_act"),
+        ("Llama-3.2-1B", {"hidden_size": "2048"}, "hidden_size"),
+        ("Llama-3.2-1B", {"hidden_size": 0}, "hidden_size"),
+        ("Llama-3.2-1B", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("Llama-3.2-1B", {"vocab_size": 10**12}, "vocab_size"),
+        ("Llama-3.2-1B", {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ("Llama-3.2-1B", {"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ("Llama-3.2-1B", {"num_key_value_heads": 7}, "7 kv heads"),
+        ("Llama-3.2-1B", {"rope_parameters": {"rope_theta": 5.0}}, "rope_scaling"),
+        ("Llama-2-7b-hf", {"num_attention_heads": 30, "num_key_value_heads": 30}, "30 heads"),
+        ("gpt2", {"n_head": 5}, "n_head"),
+        ("gpt2", {"activation_function": "mish"}, "activation_function"),
+        ("pythia-70m", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("pythia-70m", {"rope_theta": 500.0}, "rope_theta"),
+        ("pythia-70m", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("gemma-3-1b-it", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma-3-1b-it", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma-3-1b-it", {"_sliding_window_pattern": 3}, "_sliding_window_pattern"),
+        ("gemma-3-1b-it", {"sliding_window": None}, "sliding_window"),
+        ("gemma-3-1b-it", {"rope_parameters": {"rope_theta": 5.0}}, "rope_theta"),
+        ("gemma-3-1b-it", {"rope_parameters": {"full_attention": "linear"}}, "full_attention"),
+        ("gemma-3-270m", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma-3-270m", {"layer_types": ["chunked_attention"] * 18}, "layer_types"),
+        ("Qwen2.5-0.5B", {"layer_types": ["sliding_attention"] * 24}, "sliding_window"),
+    ],
+)
+def test_an_invalid_value_is_named(name: str, change: dict[str, Any], word: str) -> None:
+    error = refusal(config_of(name) | change)
+    assert (error.code, error.exit) == ("config-invalid", Exit.REJECTED)
+    assert any(word in detail for detail in error.details), error.details
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_missing_dim_is_named(family: str) -> None:
+    config = dict(tiny(family).config)
+    del config["vocab_size"]
+    error = refusal(config)
+    assert error.code == "config-invalid"
+    assert any(detail.startswith("vocab_size") for detail in error.details)
+
+
+def test_an_unknown_architecture_lists_the_known_ones() -> None:
+    error = refusal(config_of("gemma-3-1b-it") | {"architectures": ["Gemma3ForConditionalGeneration"]})
+    assert (error.code, error.exit) == ("architecture-unknown", Exit.UNSUPPORTED)
+    assert "Gemma3ForCausalLM" in error.remedy
+
+
+@given(key=st.text(st.characters(codec="utf-8"), min_size=1), value=st.integers() | st.text() | st.booleans())
+def test_no_key_is_ignored_in_silence(key: str, value: Any) -> None:
+    config = config_of("SmolLM2-135M-Instruct")
+    family = family_of(Checkpoint("test", config, {}))
+    if key in family.Config.model_fields or key in INERT or key in OFF or key in family.Config.absent:
+        return
+    assert refusal(config | {key: value}).code == "config-key-unknown"
