@@ -136,16 +136,14 @@ def publish(name: str, document: Row, *, as_json: bool) -> int:
         The exit status: 1 where the document says that something ``failed``.
     """
     tables: dict[str, list[Row]] = document["tables"]
-    document = {"benchmark": name, "machine": machine()} | document
+    failed: dict[str, str] = document.get("failed", {})
+    text = json.dumps({"benchmark": name, "machine": machine(), **document}, indent=1)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    for contender, message in document.get("failed", {}).items():
+    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+    for contender, message in failed.items():
         say(f"{contender} failed: {message}")
-    if as_json:
-        print(json.dumps(document))
-    else:
-        print("\n\n".join(table(rows) for rows in tables.values() if rows))
-    return 1 if document.get("failed") else 0
+    print(text if as_json else "\n\n".join(table(rows) for rows in tables.values() if rows))
+    return 1 if failed else 0
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -13,22 +13,22 @@ from onnx_gpt._version import __version__
 
 if TYPE_CHECKING:
     from exporter.errors import OnnxGptError
-    from onnx_gpt.bench import bench
+    from onnx_gpt.measuring import bench
     from onnx_gpt.generator import Generator
-    from onnx_gpt.inspect import inspect
+    from onnx_gpt.inspection import inspect
     from onnx_gpt.pipeline import Recipe, optimize
     from onnx_gpt.report import Report
-    from onnx_gpt.validate import validate
+    from onnx_gpt.validation import validate
 
 _HOMES = {
     "Generator": "onnx_gpt.generator",
     "OnnxGptError": "exporter.errors",
     "Recipe": "onnx_gpt.pipeline",
     "Report": "onnx_gpt.report",
-    "bench": "onnx_gpt.bench",
-    "inspect": "onnx_gpt.inspect",
+    "bench": "onnx_gpt.measuring",
+    "inspect": "onnx_gpt.inspection",
     "optimize": "onnx_gpt.pipeline",
-    "validate": "onnx_gpt.validate",
+    "validate": "onnx_gpt.validation",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from onnx_gpt.commands._show import print_json, print_table
-from onnx_gpt.inspect import inspect as facts_of
+from onnx_gpt.inspection import inspect as facts_of
 
 
 def inspect(source: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:

@@ -11,7 +11,7 @@ from exporter.errors import Exit
 from onnx_gpt.commands._limits import limits_from
 from onnx_gpt.commands._show import progress_bar, show_parity
 from onnx_gpt.pipeline import read_report
-from onnx_gpt.validate import validate as validate_bundle
+from onnx_gpt.validation import validate as validate_bundle
 
 
 def validate(

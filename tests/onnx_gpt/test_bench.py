@@ -7,7 +7,7 @@ import pytest
 from tiny_decoders import save_bundle
 
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.bench import Spread, bench
+from onnx_gpt.measuring import Spread, bench
 from onnx_gpt.generator import Generator
 
 
