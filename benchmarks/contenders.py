@@ -93,6 +93,10 @@ def on_onnxruntime() -> Command:
     return [sys.executable, "-m", "benchmarks.onnx_model"]
 
 
+def on_torch() -> Command:
+    return [sys.executable, "-m", "benchmarks.reference"]
+
+
 def optimize(source: str | Path, out: Path, *options: str) -> Command:
     """Our own command, as a user types it."""
     return [sys.executable, "-m", "onnx_gpt", "optimize", source, "-o", out, *options]
@@ -124,6 +128,9 @@ def made_by(
 def _file_name(name: str) -> str:
     return "".join(character if character.isalnum() else "-" for character in name.lower()).strip("-")
 
+
+TORCH = Contender("PyTorch fp32", SMOLLM2, None, on_torch)
+TORCH_PERMUTED = Contender("PyTorch fp32 (permuted)", PERMUTED, None, on_torch)
 
 OURS_FLOAT = ours("onnx-gpt fp32", SMOLLM2)
 OURS_INT8 = ours("onnx-gpt int8", SMOLLM2, "--quantize", "int8")

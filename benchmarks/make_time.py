@@ -55,7 +55,9 @@ def main() -> int:
     # A child, because making the models takes memory: see measure.py.
     run([sys.executable, "-m", "benchmarks.models", "smollm2", "llama-1b"])
     rows = [row for job in JOBS if chosen.only in job.name for row in measure(job, chosen.rounds)]
-    return publish("make_time", {"tables": {"make_time": rows}}, as_json=chosen.json)
+    return publish(
+        "make_time", {"tables": {"make_time": rows}}, as_json=chosen.json, partial=bool(chosen.only)
+    )
 
 
 def measure(job: Job, rounds: int) -> list[Row]:

@@ -98,7 +98,7 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of the model files in a folder (tokenizers and configurations not counted)."""
     if path.is_file():
         return path.stat().st_size
-    model = (".onnx", ".data", ".onnx_data", ".bin", ".gguf")
+    model = (".onnx", ".data", ".onnx_data", ".bin", ".safetensors")
     return sum(file.stat().st_size for file in path.rglob("*") if file.name.endswith(model))
 
 
@@ -129,8 +129,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
-def publish(name: str, document: Row, *, as_json: bool) -> int:
-    """Write results/NAME.json and print it: tables for people, or the document.
+def publish(name: str, document: Row, *, as_json: bool, partial: bool) -> int:
+    """Print a benchmark's document, or tables for people, and keep it as results/NAME.json unless it is partial.
 
     Returns:
         The exit status: 1 where the document says that something ``failed``.
@@ -138,8 +138,9 @@ def publish(name: str, document: Row, *, as_json: bool) -> int:
     tables: dict[str, list[Row]] = document["tables"]
     failed: dict[str, str] = document.get("failed", {})
     text = json.dumps({"benchmark": name, "machine": machine(), **document}, indent=1)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+    if not partial:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
     for contender, message in failed.items():
         say(f"{contender} failed: {message}")
     print(text if as_json else "\n\n".join(table(rows) for rows in tables.values() if rows))

@@ -11,17 +11,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from benchmarks import contenders as c
-from benchmarks.measure import Row, parser, publish, run, say
+from benchmarks.measure import Row, parser, publish, say
 from benchmarks.models import ensure
 from benchmarks.paths import CACHE, PERMUTED, SMOLLM2
 from benchmarks.text import evaluation_windows
 
+SCRATCH = CACHE / "quality"
+
 CONTENDERS = (
+    c.TORCH_PERMUTED,
     *(c.OURS_FLOAT, c.MOBIUS_FLOAT, c.OPTIMUM_FLOAT),
     *(c.OURS_INT8, c.OURS_INT8_PERMUTED, c.OPENVINO_INT8, c.OPENVINO_INT8_PERMUTED, c.ORT_DYNAMIC),
     *(c.OURS_INT4, c.OURS_INT4_PERMUTED, c.GENAI_INT4, c.GENAI_INT4_PERMUTED),
@@ -37,34 +39,41 @@ def main() -> int:
     chosen = options.parse_args()
     ensure(SMOLLM2, PERMUTED)
     wanted, failed = c.prepared(c.selected(CONTENDERS, chosen.only, remake=chosen.remake))
-    with TemporaryDirectory(dir=CACHE) as scratch:
-        rows, windows = measure(wanted, chosen.tokens, Path(scratch))
-    predicted = int(windows.shape[0] * (windows.shape[1] - 1))
-    document = {"tokens": predicted, "tables": {"quality": rows}, "failed": failed}
-    return publish("quality", document, as_json=chosen.json)
+    windows = evaluation_windows(SMOLLM2 / "tokenizer.json", chosen.tokens)
+    rows = measure(wanted, windows)
+    document = {"tokens": windows[:, 1:].size, "tables": {"quality": rows}, "failed": failed}
+    return publish("quality", document, as_json=chosen.json, partial=bool(chosen.only))
 
 
-def measure(wanted: Sequence[c.Contender], predicted: int, scratch: Path) -> tuple[list[Row], np.ndarray]:
-    """One row for each contender, after one that shows that the permutation changes nothing."""
-    windows = evaluation_windows(SMOLLM2 / "tokenizer.json", predicted)
-    tokens, reference, candidate = (scratch / f"{name}.npy" for name in ("tokens", "reference", "candidate"))
-    np.save(tokens, windows)
-    reference_logits(SMOLLM2, tokens, reference)
-    reference_logits(PERMUTED, tokens, candidate)
-    rows = [compare("PyTorch fp32 (permuted)", None, candidate, reference)]
-    for contender in wanted:
+def measure(contenders: Sequence[c.Contender], windows: np.ndarray) -> list[Row]:
+    """A row for each."""
+    tokens, reference = reference_logits(windows)
+    candidate = SCRATCH / "candidate.npy"
+    rows = []
+    for contender in contenders:
         say(f"running {contender.name}")
         contender.logits(tokens, candidate)
-        rows.append(compare(contender.name, contender.size, candidate, reference))
-    return rows, windows
+        distance = compare(candidate, reference)
+        rows.append({"file": contender.name, **distance, "MB": round(contender.size / 1e6, 1)})
+    candidate.unlink(missing_ok=True)
+    return rows
 
 
-def reference_logits(folder: Path, tokens: Path, out: Path) -> None:
-    say(f"running PyTorch on {folder.name}")
-    run([sys.executable, "-m", "benchmarks.reference", folder, tokens, out])
+def reference_logits(windows: np.ndarray) -> tuple[Path, Path]:
+    """Files of the tokens and of PyTorch's logits for them, which are kept from one run to the next."""
+    tokens, logits = SCRATCH / "tokens.npy", SCRATCH / "reference.npy"
+    if not (tokens.exists() and logits.exists() and np.array_equal(np.load(tokens), windows)):
+        say(f"running {c.TORCH.name}")
+        SCRATCH.mkdir(parents=True, exist_ok=True)
+        logits.unlink(missing_ok=True)
+        np.save(tokens, windows)
+        partial = SCRATCH / "partial.npy"
+        c.TORCH.logits(tokens, partial)
+        partial.rename(logits)
+    return tokens, logits
 
 
-def compare(name: str, size: int | None, candidate: Path, reference: Path) -> Row:
+def compare(candidate: Path, reference: Path) -> Row:
     """KL(reference ‖ candidate) in nats and top-1 agreement, over all positions with a next token."""
     ours, theirs = np.load(candidate, mmap_mode="r"), np.load(reference, mmap_mode="r")
     kl: list[np.ndarray] = []
@@ -77,13 +86,11 @@ def compare(name: str, size: int | None, candidate: Path, reference: Path) -> Ro
         kl.extend(divergence(a[i : i + 64], b[i : i + 64]) for i in range(0, len(a), 64))
     values = np.concatenate(kl)
     return {
-        "file": name,
         "mean KL": float(values.mean()),
         "median KL": float(np.median(values)),
         "p99 KL": float(np.quantile(values, 0.99)),
         "top-1": float(np.concatenate(same).mean()),
         "max |Δlogit|": largest,
-        "MB": None if size is None else round(size / 1e6, 1),
     }
 
 

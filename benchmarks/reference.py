@@ -1,21 +1,19 @@
-"""Logits of the fp32 model in PyTorch, eager: what every contender is compared with.
+"""The fp32 model in PyTorch, eager: what every contender is compared with.
 
-python -m benchmarks.reference FOLDER TOKENS.npy LOGITS.npy
+python -m benchmarks.reference logits FOLDER TOKENS.npy LOGITS.npy
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers.protocol import THREADS, write_logits
+from benchmarks.peers.protocol import THREADS, main, write_logits
 
 
-def main(folder: Path, tokens: Path, out: Path) -> None:
-    """Write float32 ``[N, S, V]`` for tokens ``[N, S]``."""
+def logits(folder: Path, tokens: Path, out: Path) -> None:
     torch.set_num_threads(THREADS)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -25,4 +23,4 @@ def main(folder: Path, tokens: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(logits=logits)

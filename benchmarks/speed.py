@@ -42,7 +42,7 @@ def main() -> int:
     samples = interleave({contender.name: contender.speed for contender in wanted}, chosen.rounds)
     tables = {"speed": speeds(wanted, samples), "ratios": ratios(samples)}
     document = {"tables": tables, "samples": samples, "failed": failed}
-    return publish("speed", document, as_json=chosen.json)
+    return publish("speed", document, as_json=chosen.json, partial=bool(chosen.only))
 
 
 def speeds(wanted: list[c.Contender], samples: dict[str, list[Row]]) -> list[Row]:

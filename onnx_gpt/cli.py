@@ -78,6 +78,9 @@ def _run(arguments: list[str]) -> int:
             "error [memory] out of memory\n  → close other programs, or use a machine with more", file=sys.stderr
         )
         return Exit.RESOURCES
+    except OSError as error:
+        print(f"error [file] {error}\n  → check that the file exists and can be read", file=sys.stderr)
+        return Exit.ENVIRONMENT
     except Exception:  # the last resort: a bug of ours, said to be one
         traceback.print_exc()
         print("error [internal] this is a bug in onnx-gpt; please report the lines above", file=sys.stderr)

@@ -145,9 +145,9 @@ def _round(q: np.ndarray, grid: Grid) -> None:
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
-    """1/scale, and 0 where a scale is 0 or so small that its inverse is not a float32."""
+    """1/scale, and 0 where a scale is too small for a float32 to hold its inverse times any code."""
     inverse: np.ndarray = np.zeros_like(scale)
-    np.divide(np.float32(1), scale, out=inverse, where=np.abs(scale) >= np.finfo(np.float32).tiny)
+    np.divide(np.float32(1), scale, out=inverse, where=np.abs(scale) >= np.float32(1e-30))
     return inverse
 
 

@@ -19,7 +19,7 @@ from exporter.gguf_format.rotary import rope_keys
 from exporter.weights import Permuted, Weight, plus, transposed
 
 Config: TypeAlias = dict[str, Any]
-Undo: TypeAlias = Callable[[Weight, Config], Weight]
+Undo: TypeAlias = Callable[[Weight, Mapping[str, Any]], Weight]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Architecture:
 
 def _llama_config(keys: Keys) -> Config:
     config = _gated_config(keys)
-    tensors = keys.header.tensors
+    head_dim = _head_dim(keys, config)
     return config | {
         "hidden_act": "silu",
-        "head_dim": _head_dim(keys, config),
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
-        **rope_keys(keys, _rotated(keys, _head_dim(keys, config))),
+        "head_dim": head_dim,
+        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in keys.header.tensors,
+        **rope_keys(keys, _rotated(keys, head_dim)),
     }
 
 
@@ -79,7 +79,7 @@ def _phi3_config(keys: Keys) -> Config:
     window = keys.integer("attention.sliding_window", 0)
     return config | {
         "hidden_act": "silu",
-        "partial_rotary_factor": rotated / head_dim,
+        "partial_rotary_factor": share(rotated, head_dim),
         "original_max_position_embeddings": keys.integer(
             "rope.scaling.original_context_length", config["max_position_embeddings"]
         ),
@@ -142,7 +142,7 @@ def _gptneox_config(keys: Keys) -> Config:
         "use_parallel_residual": keys.flag("use_parallel_residual", True),
         "hidden_act": "gelu",
         "attention_bias": True,
-        "rotary_pct": rotated / max(head_dim, 1),
+        "rotary_pct": share(rotated, head_dim),
         "rotary_emb_base": rope["rope_theta"],
         "rope_scaling": rope["rope_scaling"],
     }
@@ -183,6 +183,12 @@ def _rotated(keys: Keys, head_dim: int) -> int:
     return head_dim
 
 
+def share(rotated: int, head_dim: int) -> float:
+    """A number whose product with ``head_dim`` is ``rotated`` when it is cut to a whole one, as it is read."""
+    part = rotated / max(head_dim, 1)
+    return part if int(head_dim * part) == rotated else math.nextafter(part, math.inf)
+
+
 def _halves(weight: Weight, heads: int) -> Weight:
     """Rows of heads in Hugging Face's order, the halves of pairs apart; llama.cpp keeps pairs together."""
     return _reordered(weight, (heads, -1, 2), (0, 2, 1))
@@ -201,11 +207,11 @@ def _reordered(weight: Weight, grid: tuple[int, ...], axes: tuple[int, ...]) -> 
     return Permuted(weight, np.arange(rows).reshape(grid).transpose(axes).reshape(-1))
 
 
-def _transposed(weight: Weight, config: Config) -> Weight:
+def _transposed(weight: Weight, config: Mapping[str, Any]) -> Weight:
     return transposed(weight) if len(weight.shape) == 2 else weight
 
 
-def _without_one(weight: Weight, config: Config) -> Weight:
+def _without_one(weight: Weight, config: Mapping[str, Any]) -> Weight:
     return plus(weight, -1.0)
 
 

@@ -79,14 +79,16 @@ def weights_of(header: Header, config: Mapping[str, Any]) -> dict[str, Weight]:
         stem, _, suffix = entry.name.rpartition(".")
         layer = re.match(r"blk\.(\d{1,6})\.", stem)
         generic = stem if layer is None else f"blk.{{}}.{stem[layer.end() :]}"
-        if generic not in names:
-            weights[entry.name] = weight
-            continue
-        name = names[generic]
-        undo = architecture.undo.get(name)
-        if undo is not None:
-            weight = undo(weight, dict(config))
-        weights[f"{name.format(layer[1] if layer else '')}.{suffix}"] = weight
+        full_name = entry.name
+        if generic in names:
+            name = names[generic]
+            undo = architecture.undo.get(name)
+            if undo is not None:
+                weight = undo(weight, config)
+            full_name = f"{name.format(layer[1] if layer else '')}.{suffix}"
+        if full_name in weights:
+            raise header.invalid(f"tensor {full_name!r} is there under both its names")
+        weights[full_name] = weight
     return weights
 
 

@@ -172,7 +172,7 @@ class _Cursor:
 
     def take(self, n: int) -> bytes:
         if n > self.end - self.at:
-            raise invalid(self.path, f"the header wants {n} bytes at {self.at}, and the file has none there")
+            raise invalid(self.path, f"the header wants {n} bytes at {self.at}, beyond its end at {self.end}")
         self.at += n
         data = self.file.read(n)
         if len(data) != n:

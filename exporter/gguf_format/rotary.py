@@ -35,15 +35,7 @@ def rope_keys(keys: Keys, head_dim: int, theta: float | None = None) -> dict[str
         raise header.invalid(f"rope.freq_base is {base}")
     keys.inert("rope.scaling.finetuned", "rope.scaling.original_context_length")
     keys.only("rope.scaling.attn_factor", 1.0)
-    kind = keys.text("rope.scaling.type", "none")
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
-    if factor < 1:
-        raise header.invalid(f"rotary positions are scaled by {factor}")
-    scaling: dict[str, Any] | None = None
-    if kind == "linear" or (kind == "none" and factor != 1.0):
-        scaling = {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
-    elif kind != "none":
-        raise _unsupported(header, f"rotary scaling of type {kind!r}")
+    scaling = _linear(keys)
     for name in LONG_FACTORS:
         if name in header.tensors:
             raise _unsupported(header, f"rotary scaling by the tensor {name} (longrope)")
@@ -52,6 +44,17 @@ def rope_keys(keys: Keys, head_dim: int, theta: float | None = None) -> dict[str
             raise _unsupported(header, f"linear rotary scaling together with the tensor {FREQUENCY_FACTORS}")
         scaling = _llama3(header, base, head_dim)
     return {"rope_theta": base, "rope_scaling": scaling}
+
+
+def _linear(keys: Keys) -> dict[str, Any] | None:
+    """Scaling by a factor. llama.cpp takes an unnamed type for linear, and the factors 0 and 1 for none."""
+    kind = keys.text("rope.scaling.type", "linear")
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
+    if kind not in ("linear", "none"):
+        raise _unsupported(keys.header, f"rotary scaling of type {kind[:80]!r}")
+    if factor != 0 and factor < 1:
+        raise keys.header.invalid(f"rotary positions are scaled by {factor}")
+    return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor > 1 else None
 
 
 def _llama3(header: Header, theta: float, head_dim: int) -> dict[str, Any] | None:

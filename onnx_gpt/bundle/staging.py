@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -52,28 +51,33 @@ def staged(out: Path) -> Iterator[Path]:
         OnnxGptError: ``output-exists`` (exit 10), ``disk-full`` (exit 7), ``output-unwritable`` (exit 8).
     """
     require_absent(out)
+    parent = out.absolute().parent
+    with _explained(out, parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=parent))
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
-    except OSError as error:
-        raise _write_error(out, error) from error
-    try:
-        stage.chmod(0o755)
-        yield stage
-        require_absent(out)  # another run may have been quicker
-        os.rename(stage, out)
-    except OSError as error:
-        raise _write_error(out, error) from error
+        with _explained(out, stage):
+            stage.chmod(0o755)
+            yield stage
+            require_absent(out)  # another run may have been quicker
+            stage.rename(out)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _write_error(out: Path, error: OSError) -> OnnxGptError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return disk_full(out, error.strerror)
-    return OnnxGptError(
-        "output-unwritable",
-        f"{out} cannot be written: {error}",
-        "check permissions and the path of -o",
-        exit=Exit.ENVIRONMENT,
-    )
+@contextmanager
+def _explained(out: Path, place: Path) -> Iterator[None]:
+    """Errors of writing below ``place``, explained. Others, of reading the source say, pass through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise disk_full(out, str(error.strerror)) from error
+        if error.filename is None or not Path(str(error.filename)).absolute().is_relative_to(place):
+            raise
+        raise OnnxGptError(
+            "output-unwritable",
+            f"{out} cannot be written: {error}",
+            "check permissions and the path of -o",
+            exit=Exit.ENVIRONMENT,
+        ) from error

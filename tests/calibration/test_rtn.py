@@ -107,7 +107,8 @@ def test_zero_blocks_stay_zero(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-30, 1e-12, 3e-8, 1e-7, 1e-6, 1e-5])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 2e-38, 1e-37, 1e-30, 1e-12, 3e-8, 1e-7, 1e-6, 1e-5])
 def test_weights_below_float16_are_off_by_its_smallest_step_at_most(grid: Grid, size: float) -> None:
     rows = (size * np.random.default_rng(0).uniform(-1, 1, (8, 128))).astype(np.float32)
     coded = rtn.quantize(rows, grid)

@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from exporter.checkpoint import Checkpoint
 from exporter.errors import Exit, OnnxGptError
 from exporter.families import describe, family_of
+from exporter.gguf_format.architectures import share
 from exporter.match import match_weights
 from exporter.sources import gguf_file, load
 
@@ -138,6 +139,8 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a base of zero": ({"llama.rope.freq_base": 0.0}, {}, "freq_base"),
     "no embedding": ({}, {"token_embd.weight": None}, "token_embd.weight"),
     "words for numbers": ({"llama.embedding_length": "64"}, {}, "embedding_length"),
+    "a tensor under both names": ({}, {"model.norm.weight": np.ones(64, np.float32)}, "under both its names"),
+    "positions stretched by half": ({"llama.rope.scaling.factor": 0.5}, {}, "scaled by 0.5"),
     "frequencies of another size": ({}, {"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs.weight"),
 }
 
@@ -157,6 +160,23 @@ def test_features_turned_off_are_tolerated(tmp_path: Path) -> None:
     ones = {"rope_freqs.weight": np.ones(8, np.float32)}
     samples.convert(samples.tiny("llama"), tmp_path / "m.gguf", keys=keys, tensors=ones)
     assert loaded(tmp_path / "m.gguf").config["rope_scaling"] is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"llama.rope.scale_linear": 4.0}, 4.0),  # before there were types
+        ({"llama.rope.scaling.factor": 2.0}, 2.0),
+        ({"llama.rope.scaling.factor": 0.0}, None),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 2.0}, None),
+    ],
+)
+def test_linear_scaling_as_llama_cpp_reads_it(
+    keys: dict[str, Any], factor: float | None, tmp_path: Path
+) -> None:
+    samples.convert(samples.tiny("llama"), tmp_path / "m.gguf", keys=keys)
+    scaling = loaded(tmp_path / "m.gguf").config["rope_scaling"]
+    assert scaling == (None if factor is None else {"rope_type": "linear", "factor": factor})
 
 
 def test_missing_and_unknown_tensors_are_listed_together(tmp_path: Path) -> None:
@@ -207,3 +227,9 @@ def test_llama3_scaling_is_recovered(head_dim: int, factor: float, context: int,
     found = loaded(tmp_path / "m.gguf").config
     assert found["rope_scaling"] == scaling
     assert found["rope_theta"] == 500000.0
+
+
+def test_the_share_of_rotated_channels_survives_rounding() -> None:
+    for head_dim in range(2, 258, 2):
+        for rotated in range(2, head_dim + 1, 2):
+            assert int(head_dim * share(rotated, head_dim)) == rotated

@@ -34,7 +34,7 @@ def of_transformers(parameters: dict[str, Any], theta: float, head_dim: int, con
     return frequencies
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     parameters=st.sampled_from(
         [
@@ -51,8 +51,11 @@ def test_frequencies_are_those_of_transformers(
     parameters: dict[str, Any], theta: float, head_dim: int
 ) -> None:
     ours = np.array(rope(parameters, theta, head_dim, 16_384).frequencies, np.float32)
-    # where frequencies are blended, the one ulp by which a power may differ is multiplied
-    np.testing.assert_array_max_ulp(ours, of_transformers(parameters, theta, head_dim, 16_384), maxulp=16)
+    theirs = of_transformers(parameters, theta, head_dim, 16_384)
+    if parameters["rope_type"] == "llama3":  # blending multiplies by the factor what one ulp in a power makes
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    else:
+        np.testing.assert_array_max_ulp(ours, theirs, maxulp=2)
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e5, 5e5])

@@ -36,9 +36,15 @@ def test_a_failed_block_leaves_nothing(tmp_path: Path, failure: BaseException) -
     [(errno.ENOSPC, "disk-full", Exit.RESOURCES), (errno.EACCES, "output-unwritable", Exit.ENVIRONMENT)],
 )
 def test_errors_of_the_disk_are_explained(tmp_path: Path, number: int, code: str, status: Exit) -> None:
-    with pytest.raises(OnnxGptError) as caught, staged(tmp_path / "out"):
-        raise OSError(number, "said the disk")
+    with pytest.raises(OnnxGptError) as caught, staged(tmp_path / "out") as stage:
+        raise OSError(number, "said the disk", str(stage / "model.onnx"))
     assert (caught.value.code, caught.value.exit) == (code, status)
+    assert leftovers(tmp_path) == []
+
+
+def test_an_error_of_reading_the_source_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged(tmp_path / "out"):
+        raise FileNotFoundError(errno.ENOENT, "gone", "/elsewhere/model.safetensors")
     assert leftovers(tmp_path) == []
 
 
