@@ -130,7 +130,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def publish(name: str, document: Row, *, as_json: bool, partial: bool) -> int:
-    """Print a benchmark's document, or tables for people, and keep it as results/NAME.json unless it is partial.
+    """Print a benchmark's document, or its tables; keep it as results/NAME.json unless it is partial.
 
     Returns:
         The exit status: 1 where the document says that something ``failed``.

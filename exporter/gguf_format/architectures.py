@@ -184,7 +184,7 @@ def _rotated(keys: Keys, head_dim: int) -> int:
 
 
 def share(rotated: int, head_dim: int) -> float:
-    """A number whose product with ``head_dim`` is ``rotated`` when it is cut to a whole one, as it is read."""
+    """A number whose product with ``head_dim``, cut to a whole one as readers cut it, is ``rotated``."""
     part = rotated / max(head_dim, 1)
     return part if int(head_dim * part) == rotated else math.nextafter(part, math.inf)
 

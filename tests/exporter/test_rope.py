@@ -55,7 +55,7 @@ def test_frequencies_are_those_of_transformers(
     if parameters["rope_type"] == "llama3":  # blending multiplies by the factor what one ulp in a power makes
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     else:
-        np.testing.assert_array_max_ulp(ours, theirs, maxulp=2)
+        np.testing.assert_array_max_ulp(ours, theirs, maxulp=4)
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e5, 5e5])
