@@ -13,17 +13,18 @@ from onnx_gpt._version import __version__
 
 if TYPE_CHECKING:
     from exporter.errors import OnnxGptError
-    from onnx_gpt.measuring import bench
     from onnx_gpt.generator import Generator
     from onnx_gpt.inspection import inspect
-    from onnx_gpt.pipeline import Recipe, optimize
+    from onnx_gpt.measuring import bench
+    from onnx_gpt.pipeline import optimize
+    from onnx_gpt.recipe import Recipe
     from onnx_gpt.report import Report
     from onnx_gpt.validation import validate
 
 _HOMES = {
     "Generator": "onnx_gpt.generator",
     "OnnxGptError": "exporter.errors",
-    "Recipe": "onnx_gpt.pipeline",
+    "Recipe": "onnx_gpt.recipe",
     "Report": "onnx_gpt.report",
     "bench": "onnx_gpt.measuring",
     "inspect": "onnx_gpt.inspection",

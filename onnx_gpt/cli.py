@@ -75,7 +75,8 @@ def _run(arguments: list[str]) -> int:
         return error.exit
     except MemoryError:
         print(
-            "error [memory] out of memory\n  → close other programs, or use a machine with more", file=sys.stderr
+            "error [memory] out of memory\n  → close other programs, or use a machine with more",
+            file=sys.stderr,
         )
         return Exit.RESOURCES
     except OSError as error:

@@ -81,8 +81,12 @@ def _graph_facts(path: Path) -> dict[str, Any]:
     try:
         model = ir.load(path)
     except Exception as error:  # the protobuf and IR layers raise many kinds for a malformed file
-        raise rejected("onnx-invalid", f"{path} is not a readable ONNX model: {error}", "export it again") from error
-    ops = collections.Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph)
+        raise rejected(
+            "onnx-invalid", f"{path} is not a readable ONNX model: {error}", "export it again"
+        ) from error
+    ops = collections.Counter(
+        f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph
+    )
     return {
         "source": str(path),
         "kind": "graph",

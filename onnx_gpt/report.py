@@ -1,4 +1,4 @@
-"""The report that every bundle carries: what was done, what it cost, and what was proven. Schema `onnx-gpt/report/1`."""
+"""The report that every bundle carries: what was done, what it cost, what was proven. Schema `onnx-gpt/report/1`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ class PassFacts(_Frozen):
 
 
 class GraphFacts(_Frozen):
+    """The graph as it lies in the file. ``inlined_nodes`` counts a function's nodes at each of its calls."""
+
     nodes: int
+    inlined_nodes: int
     ops: dict[str, int]
 
 

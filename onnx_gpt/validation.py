@@ -6,9 +6,12 @@ from pathlib import Path
 
 from exporter import sources
 from exporter.errors import rejected
+from onnx_gpt.bundle.writing import MODEL, read_report
+from onnx_gpt.exporting import export
 from onnx_gpt.parity.gate import DEFAULT_LIMITS
-from onnx_gpt.pipeline import MODEL, Recipe, export, prove, read_report
+from onnx_gpt.parity.prove import prove
 from onnx_gpt.progress import Progress, Silent
+from onnx_gpt.recipe import Recipe
 from onnx_gpt.report import Limits, Parity
 
 
@@ -37,4 +40,4 @@ def validate(
     scheme = str(read_report(Path(bundle)).get("recipe", {}).get("quantize", "none"))
     recipe = Recipe(quantize=scheme, limits=limits or DEFAULT_LIMITS[scheme], text=text, tokens=tokens)
     opened = sources.load(against)
-    return prove(opened, export(opened, recipe), model, recipe, progress or Silent())
+    return prove(opened, export(opened), model, recipe, progress or Silent())

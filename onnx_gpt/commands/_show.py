@@ -78,7 +78,9 @@ def show_report(report: Report, out: object) -> None:
     ]
     print_table(("stage", "seconds", "peak MB", "nodes"), rows)
     print()
-    print_table(("file", "MB"), [(name, f"{size / 1e6:.2f}") for name, size in report.files.items()], str(out))
+    print_table(
+        ("file", "MB"), [(name, f"{size / 1e6:.2f}") for name, size in report.files.items()], str(out)
+    )
     print()
     if isinstance(report.parity, Parity):
         show_parity(report.parity)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from onnx_gpt.commands._show import echo, print_json, print_table
 from onnx_gpt.measuring import Spread
 from onnx_gpt.measuring import bench as measure
-from onnx_gpt.commands._show import echo, print_json, print_table
 
 
 def bench(
@@ -43,7 +43,12 @@ def bench(
     json
         Print JSON.
     """
-    settings = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "context": context, "repeats": repeats}
+    settings = {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "context": context,
+        "repeats": repeats,
+    }
     echo(f"bench {bundle}", {**settings, "threads": threads or "physical cores"})
     result = measure(bundle, **settings, threads=threads)
     if json:

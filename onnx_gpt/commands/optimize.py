@@ -9,7 +9,8 @@ from cyclopts import Parameter
 
 from onnx_gpt.commands._limits import limits_from
 from onnx_gpt.commands._show import echo, progress_bar, show_report
-from onnx_gpt.pipeline import Recipe, run
+from onnx_gpt.pipeline import run
+from onnx_gpt.recipe import Recipe
 
 
 def optimize(

@@ -61,7 +61,9 @@ def run(
         Print text, tokens and speed as JSON instead of streaming.
     """
     generator = Generator(bundle, threads=threads)
-    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt}]
+    messages = ([{"role": "system", "content": system}] if system else []) + [
+        {"role": "user", "content": prompt}
+    ]
     result = generator.generate(
         messages if chat else prompt,
         max_new_tokens=max_new_tokens,

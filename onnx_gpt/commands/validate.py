@@ -8,9 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from exporter.errors import Exit
+from onnx_gpt.bundle.writing import read_report
 from onnx_gpt.commands._limits import limits_from
 from onnx_gpt.commands._show import progress_bar, show_parity
-from onnx_gpt.pipeline import read_report
 from onnx_gpt.validation import validate as validate_bundle
 
 

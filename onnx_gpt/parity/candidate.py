@@ -52,7 +52,9 @@ class Candidate:
         feeds = {"input_ids": tokens, "attention_mask": mask, **past}
         outputs = dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
         logits = outputs.pop("logits")
-        return logits, {name.replace("present", "past_key_values", 1): value for name, value in outputs.items()}
+        return logits, {
+            name.replace("present", "past_key_values", 1): value for name, value in outputs.items()
+        }
 
     def _empty_cache(self, batch: int) -> Cache:
         return {

@@ -1,4 +1,4 @@
-"""What a single forward pass cannot show: decode equals prefill, a batch equals its members, no token sees the future."""
+"""What one forward pass cannot show: decode equals prefill, a batch equals its members, no token sees the future."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def evaluation_tokens(
     """
     count = -(-tokens // (window - 1))
     if tokenizer_json is None:
-        ids = np.random.default_rng(0).integers(0, vocab_size, (count, window))
-        return EvaluationTokens(ids, "uniform random tokens (the model has no tokenizer)")
+        drawn = np.random.default_rng(0).integers(0, vocab_size, (count, window))
+        return EvaluationTokens(drawn, "uniform random tokens (the model has no tokenizer)")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import onnx_gpt
@@ -99,7 +101,9 @@ def test_the_bundle_has_its_files_and_its_report(float_bundle: tuple[Path, onnx_
         "write",
         "parity",
     ]
-    assert all(path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1 for path in out.iterdir())
+    assert all(
+        path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1 for path in out.iterdir()
+    )
     assert report.source.family == "gpt2"
 
 
@@ -123,7 +127,16 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_failed_gate_publishes_nothing(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli(
-        "optimize", "sample:tiny", "-o", tmp_path / "out", "--quantize", "int4", "--max-kl", "1e-9", "--tokens", 256
+        "optimize",
+        "sample:tiny",
+        "-o",
+        tmp_path / "out",
+        "--quantize",
+        "int4",
+        "--max-kl",
+        "1e-9",
+        "--tokens",
+        256,
     )
     assert status == Exit.PARITY
     assert "parity-failed" in err and "mean KL" in err
@@ -138,7 +151,7 @@ def test_a_wrong_graph_fails_the_gate(tmp_path: Path, monkeypatch: pytest.Monkey
         reports = honest(model, text)
         value = model.graph.initializers["layers.1.ffn_norm.weight"]
         array = value.const_value.numpy() * np.float32(1.05)
-        value.const_value = onnx_gpt.pipeline.ir.tensor(array, name=value.name)
+        value.const_value = ir.tensor(array, name=value.name)
         return reports
 
     monkeypatch.setattr(pipeline, "run_pipeline", sabotage)
@@ -171,7 +184,11 @@ def test_an_existing_output_is_kept(cli: Cli, tmp_path: Path) -> None:
         (("optimize", "sample:tiny", "-o", "x", "--quantise", "int8"), Exit.USAGE, "quantise"),
         (("optimize", "sample:tiny", "-o", "x", "--quantize", "int3"), Exit.USAGE, "int3"),
         (("optimize", "sample:tiny", "-o", "x", "--target", "abacus"), Exit.USAGE, "abacus"),
-        (("optimize", "sample:tiny", "-o", "x", "--quantize", "int4", "--block-size", "48"), Exit.USAGE, "48"),
+        (
+            ("optimize", "sample:tiny", "-o", "x", "--quantize", "int4", "--block-size", "48"),
+            Exit.USAGE,
+            "48",
+        ),
         (("optimize", "sample:tiny", "-o", "x", "--context-length", "100000"), Exit.REJECTED, "100000"),
         (("optimize", "nowhere", "-o", "x"), Exit.REJECTED, "nowhere"),
         (("optimize", "sample:tiny", "-o", "x", "--quantize", "keep"), Exit.REJECTED, "keep"),
@@ -215,11 +232,11 @@ def test_limits_are_the_users_to_state(tmp_path: Path) -> None:
     assert isinstance(report.parity, Parity) and report.parity.limits == limits
 
 
-def test_without_torch_the_float_bundle_is_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pipeline.importlib.util.find_spec
-    monkeypatch.setattr(
-        pipeline.importlib.util, "find_spec", lambda name: None if name == "torch" else real(name)
-    )
+def test_without_torch_the_float_bundle_is_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     report = onnx_gpt.optimize("sample:tiny", tmp_path / "out", quantize="int8", tokens=256)
     assert isinstance(report.parity, Parity)
     assert "torch is not installed" in report.parity.reference

@@ -1,0 +1,65 @@
+"""The settings of one job, as they are echoed, reported and reproduced."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from calibration.scheme import NAMES, RoundToNearest, scheme_of
+from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.bundle import targets as bundle_targets
+from onnx_gpt.parity.gate import DEFAULT_LIMITS
+from onnx_gpt.report import Limits
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One job's settings.
+
+    Attributes:
+        quantize: ``none``, ``int8``, ``int4``, or ``keep`` (a GGUF's own codes).
+        block_size: columns that share a scale; the scheme's measured default where None.
+        targets: runtimes to write for; several go into one folder each.
+        context_length: rows of the rotary tables; the model's own where None.
+        parity: compare with the reference and gate on it.
+        limits: the gate's thresholds; the scheme's defaults where None.
+        text: UTF-8 file to evaluate on; Python's own documentation where None.
+        tokens: predicted tokens to evaluate on, at least.
+    """
+
+    quantize: str = "none"
+    block_size: int | None = None
+    targets: tuple[str, ...] = ("ort",)
+    context_length: int | None = None
+    parity: bool = True
+    limits: Limits | None = None
+    text: Path | None = None
+    tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.quantize != "none" or self.block_size is not None:
+            scheme_of(self.quantize, block_size=self.block_size)  # raises where they do not fit
+        if not self.targets:
+            raise OnnxGptError("target-unknown", "no target is named", "use --target ort", exit=Exit.USAGE)
+        for name in self.targets:
+            bundle_targets.target(name)
+
+    def echo(self) -> dict[str, Any]:
+        """Plain values, for people and for the report."""
+        limits = self.limits or DEFAULT_LIMITS[self.quantize]
+        return {
+            "quantize": self.quantize,
+            "block_size": self._block_size(),
+            "target": ",".join(self.targets),
+            "context_length": self.context_length or "the model's own",
+            "parity": limits.model_dump() if self.parity else "not run",
+            "text": str(self.text) if self.text else "held-out part of Python's own documentation",
+            "tokens": self.tokens,
+        }
+
+    def _block_size(self) -> int | str:
+        if self.quantize not in NAMES:
+            return "none"
+        scheme = scheme_of(self.quantize, block_size=self.block_size)
+        return scheme.layers.block_size if isinstance(scheme, RoundToNearest) else "the source's own"
