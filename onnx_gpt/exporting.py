@@ -54,7 +54,7 @@ def export(opened: Checkpoint | ModuleSource, context_length: int | None = None)
 def _export_module(opened: ModuleSource) -> Exported:
     from exporter.sources import module as module_source
 
-    module = opened.factory().eval()
+    module = module_source.instantiate(opened)
     model = module_source.export(module)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     logits = model.graph.outputs[0].shape

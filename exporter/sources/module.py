@@ -51,6 +51,22 @@ def load(uri: str) -> ModuleSource:
     return ModuleSource(uri, factory)
 
 
+def instantiate(source: ModuleSource) -> Any:
+    """Call the factory: the module, for inference.
+
+    Raises:
+        OnnxGptError: ``module-unusable`` where the factory fails or gives something else.
+    """
+    try:
+        return source.factory().eval()
+    except Exception as error:  # the user's code may raise anything
+        raise rejected(
+            "module-unusable",
+            f"{source.uri} failed: {type(error).__name__}: {error}",
+            "make the factory return a torch.nn.Module when it is called without arguments",
+        ) from error
+
+
 def export(module: Any) -> ir.Model:
     """The module's graph: ``input_ids [batch_size, sequence_length]`` → ``logits``, without a cache.
 

@@ -24,12 +24,18 @@ from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.report import Parity
 
+WINDOW = 512
+"""Tokens of a window of text, where the model's context holds as many."""
+MODULE_WINDOW = 128
+"""The same for a user's module, whose context nobody has stated."""
+
 
 def prove(
     opened: Checkpoint | ModuleSource, exported: Exported, model: Path, recipe: Recipe, progress: Progress
 ) -> Parity:
     """Compare the written model with the reference, under the recipe's limits."""
-    window = min(512, exported.decoder.context_length if exported.decoder else 128)
+    known = exported.decoder.context_length if exported.decoder else MODULE_WINDOW
+    window = min(WINDOW, recipe.context_length or known)
     text = evaluation_tokens(
         opened.files.get("tokenizer.json"),
         exported.vocab_size,
