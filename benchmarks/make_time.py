@@ -54,14 +54,17 @@ def main() -> int:
     chosen = options.parse_args()
     # A child, because making the models takes memory: see measure.py.
     run([sys.executable, "-m", "benchmarks.models", "smollm2", "llama-1b"])
-    rows = [row for job in JOBS if chosen.only in job.name for row in measure(job, chosen.rounds)]
-    return publish(
-        "make_time", {"tables": {"make_time": rows}}, as_json=chosen.json, partial=bool(chosen.only)
-    )
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for job in (job for job in JOBS if chosen.only in job.name):
+        made, broken = measure(job, chosen.rounds)
+        rows, failed = rows + made, failed | broken
+    document = {"tables": {"make_time": rows}, "failed": failed}
+    return publish("make_time", document, as_json=chosen.json, partial=bool(chosen.only))
 
 
-def measure(job: Job, rounds: int) -> list[Row]:
-    """Two rows: ours and the peer's medians. Ratios are ours over theirs."""
+def measure(job: Job, rounds: int) -> tuple[list[Row], dict[str, str]]:
+    """A row of medians for us and for the peer, and what failed. Ratios are over the peer's."""
     commands = {"onnx-gpt": job.ours(), job.peer_name: job.peer()}
     sizes: dict[str, int] = {}
 
@@ -72,21 +75,26 @@ def measure(job: Job, rounds: int) -> list[Row]:
         shutil.rmtree(OUT)
         return child
 
-    samples = interleave({name: partial(sample, name) for name in commands}, rounds)
-    theirs = samples[job.peer_name]
-    return [
+    samples, failed = interleave({name: partial(sample, name) for name in commands}, rounds)
+    theirs = samples.get(job.peer_name)
+    rows = [
         {
             "job": job.name,
             "by": name,
-            "seconds": median([run.seconds for run in runs]),
-            "× time": median([run.seconds for run in runs]) / median([run.seconds for run in theirs]),
+            "seconds": seconds(runs),
+            "× time": seconds(runs) / seconds(theirs) if theirs else None,
             "peak RSS MB": peak(runs) / 1e6,
-            "× memory": peak(runs) / peak(theirs),
+            "× memory": peak(runs) / peak(theirs) if theirs else None,
             "MB": round(sizes[name] / 1e6, 1),
             "all seconds": ", ".join(f"{run.seconds:.2f}" for run in runs),
         }
         for name, runs in samples.items()
     ]
+    return rows, failed
+
+
+def seconds(runs: list[Child]) -> float:
+    return median([run.seconds for run in runs])
 
 
 def peak(runs: list[Child]) -> float:

@@ -75,14 +75,25 @@ def environment() -> dict[str, str]:
     return os.environ | offline | dict.fromkeys(threads, str(THREADS)) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
-def interleave(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Run A B C A B C …, so that a slow minute of the machine hits all of them."""
+def interleave(
+    contenders: Mapping[str, Callable[[], T]], rounds: int
+) -> tuple[dict[str, list[T]], dict[str, str]]:
+    """Run A B C A B C …, so that a slow minute of the machine hits all of them.
+
+    Returns:
+        The samples of those that ran, and why the others failed, by name.
+    """
     samples: dict[str, list[T]] = {name: [] for name in contenders}
+    failed: dict[str, str] = {}
     for turn in range(rounds):
-        for name, sample in contenders.items():
+        for name in list(samples):
             say(f"round {turn + 1}/{rounds}: {name}")
-            samples[name].append(sample())
-    return samples
+            try:
+                samples[name].append(contenders[name]())
+            except ChildFailedError as error:
+                failed[name] = str(error)
+                del samples[name]
+    return samples, failed
 
 
 def median(values: Sequence[float]) -> float:

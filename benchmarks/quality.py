@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import contenders as c
-from benchmarks.measure import Row, parser, publish, say
+from benchmarks.measure import ChildFailedError, Row, parser, publish, say
 from benchmarks.models import ensure
 from benchmarks.paths import CACHE, PERMUTED, SMOLLM2
 from benchmarks.text import evaluation_windows
@@ -40,23 +40,28 @@ def main() -> int:
     ensure(SMOLLM2, PERMUTED)
     wanted, failed = c.prepared(c.selected(CONTENDERS, chosen.only, remake=chosen.remake))
     windows = evaluation_windows(SMOLLM2 / "tokenizer.json", chosen.tokens)
-    rows = measure(wanted, windows)
-    document = {"tokens": windows[:, 1:].size, "tables": {"quality": rows}, "failed": failed}
+    rows, broken = measure(wanted, windows)
+    document = {"tokens": windows[:, 1:].size, "tables": {"quality": rows}, "failed": failed | broken}
     return publish("quality", document, as_json=chosen.json, partial=bool(chosen.only))
 
 
-def measure(contenders: Sequence[c.Contender], windows: np.ndarray) -> list[Row]:
-    """A row for each."""
+def measure(contenders: Sequence[c.Contender], windows: np.ndarray) -> tuple[list[Row], dict[str, str]]:
+    """A row for each that runs, and why the others failed, by name."""
     tokens, reference = reference_logits(windows)
     candidate = SCRATCH / "candidate.npy"
-    rows = []
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
     for contender in contenders:
         say(f"running {contender.name}")
-        contender.logits(tokens, candidate)
+        try:
+            contender.logits(tokens, candidate)
+        except ChildFailedError as error:
+            failed[contender.name] = str(error)
+            continue
         distance = compare(candidate, reference)
         rows.append({"file": contender.name, **distance, "MB": round(contender.size / 1e6, 1)})
     candidate.unlink(missing_ok=True)
-    return rows
+    return rows, failed
 
 
 def reference_logits(windows: np.ndarray) -> tuple[Path, Path]:

@@ -39,9 +39,12 @@ def main() -> int:
     chosen = options.parse_args()
     ensure(SMOLLM2)
     wanted, failed = c.prepared(c.selected(CONTENDERS, chosen.only, remake=chosen.remake))
-    samples = interleave({contender.name: contender.speed for contender in wanted}, chosen.rounds)
-    tables = {"speed": speeds(wanted, samples), "ratios": ratios(samples)}
-    document = {"tables": tables, "samples": samples, "failed": failed}
+    samples, broken = interleave({one.name: one.speed for one in wanted}, chosen.rounds)
+    tables = {
+        "speed": speeds([one for one in wanted if one.name in samples], samples),
+        "ratios": ratios(samples),
+    }
+    document = {"tables": tables, "samples": samples, "failed": failed | broken}
     return publish("speed", document, as_json=chosen.json, partial=bool(chosen.only))
 
 
