@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calibration.quantization.weight_only import Treatment, quantize_weights
-from calibration.scheme import scheme_of
 from exporter import sources
 from exporter.errors import unsupported
 from graph_passes import PassReport, run_pipeline
@@ -34,6 +33,7 @@ def optimize(
     *,
     quantize: str = "none",
     block_size: int | None = None,
+    table_bits: int | None = None,
     target: str | Sequence[str] = "ort",
     context_length: int | None = None,
     parity: bool = True,
@@ -56,7 +56,7 @@ def optimize(
         OnnxGptError: with the exit status of docs/errors.md; ``parity-failed`` (exit 5) publishes nothing.
     """
     targets = (target,) if isinstance(target, str) else tuple(target)
-    recipe = Recipe(quantize, block_size, targets, context_length, parity, limits, text, tokens)
+    recipe = Recipe(quantize, block_size, table_bits, targets, context_length, parity, limits, text, tokens)
     return run(source, Path(out), recipe, progress or Silent())
 
 
@@ -103,7 +103,7 @@ def quantize(exported: Exported, recipe: Recipe) -> dict[str, int]:
             "weights of a graph that torch exported have no roles yet and cannot be quantized",
             "use --quantize none, or save the model as a checkpoint of a known family",
         )
-    done = quantize_weights(exported.model, scheme_of(recipe.quantize, block_size=recipe.block_size))
+    done = quantize_weights(exported.model, recipe.scheme())
     return dict(collections.Counter(map(_format, done)))
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from calibration.scheme import NAMES, RoundToNearest, scheme_of
+from calibration.scheme import NAMES, RoundToNearest, Scheme, scheme_of
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.bundle import targets as bundle_targets
 from onnx_gpt.parity.gate import DEFAULT_LIMITS
@@ -20,6 +20,7 @@ class Recipe:
     Attributes:
         quantize: ``none``, ``int8``, ``int4``, or ``keep`` (a GGUF's own codes).
         block_size: columns that share a scale; the scheme's measured default where None.
+        table_bits: width of the embedding and head, 4 or 8; the scheme's measured default where None.
         targets: runtimes to write for; several go into one folder each.
         context_length: rows of the rotary tables; the model's own where None.
         parity: compare with the reference and gate on it.
@@ -30,6 +31,7 @@ class Recipe:
 
     quantize: str = "none"
     block_size: int | None = None
+    table_bits: int | None = None
     targets: tuple[str, ...] = ("ort",)
     context_length: int | None = None
     parity: bool = True
@@ -38,19 +40,23 @@ class Recipe:
     tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if self.quantize != "none" or self.block_size is not None:
-            scheme_of(self.quantize, block_size=self.block_size)  # raises where they do not fit
+        if self.quantize != "none" or self.block_size is not None or self.table_bits is not None:
+            self.scheme()  # raises where they do not fit
         if not self.targets:
             raise OnnxGptError("target-unknown", "no target is named", "use --target ort", exit=Exit.USAGE)
         for name in self.targets:
             bundle_targets.target(name)
+
+    def scheme(self) -> Scheme:
+        """The scheme that the settings ask for; there is one unless ``quantize`` is ``none``."""
+        return scheme_of(self.quantize, block_size=self.block_size, table_bits=self.table_bits)
 
     def echo(self) -> dict[str, Any]:
         """Plain values, for people and for the report."""
         limits = self.limits or DEFAULT_LIMITS[self.quantize]
         return {
             "quantize": self.quantize,
-            "block_size": self._block_size(),
+            **self._grids(),
             "target": ",".join(self.targets),
             "context_length": self.context_length or "the model's own",
             "parity": limits.model_dump() if self.parity else "not run",
@@ -58,8 +64,10 @@ class Recipe:
             "tokens": self.tokens,
         }
 
-    def _block_size(self) -> int | str:
+    def _grids(self) -> dict[str, Any]:
         if self.quantize not in NAMES:
-            return "none"
-        scheme = scheme_of(self.quantize, block_size=self.block_size)
-        return scheme.layers.block_size if isinstance(scheme, RoundToNearest) else "the source's own"
+            return {}
+        scheme = self.scheme()
+        if not isinstance(scheme, RoundToNearest):
+            return {"block_size": "the source's own"}
+        return {"block_size": scheme.layers.block_size, "table_bits": scheme.table.bits}

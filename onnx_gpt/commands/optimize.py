@@ -20,6 +20,7 @@ def optimize(
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
     quantize: Literal["none", "int8", "int4", "keep"] = "none",
     block_size: int | None = None,
+    table_bits: Literal[4, 8] | None = None,
     target: str = "ort",
     context_length: int | None = None,
     parity: Annotated[bool, Parameter(negative="--no-parity")] = True,
@@ -44,6 +45,8 @@ def optimize(
         none: float32. int8, int4: weights only, symmetric. keep: a GGUF's own codes, as they are.
     block_size
         Columns that share a scale: 16, 32, 64, 128 or 256. Smaller is more accurate, larger is smaller and faster.
+    table_bits
+        Width of the embedding and head: 8 by default, 4 for the smallest file.
     target
         Runtimes, separated by commas: ort, genai. Several are written to one folder each.
     context_length
@@ -65,7 +68,7 @@ def optimize(
     """
     limits = limits_from(quantize, max_kl, min_top1, max_perplexity_ratio)
     targets = tuple(name.strip() for name in target.split(",") if name.strip())
-    recipe = Recipe(quantize, block_size, targets, context_length, parity, limits, text, tokens)
+    recipe = Recipe(quantize, block_size, table_bits, targets, context_length, parity, limits, text, tokens)
     echo(f"optimize {source} → {out}", recipe.echo())
     with progress_bar() as bar:
         report = run(source, out, recipe, bar)

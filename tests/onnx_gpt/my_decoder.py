@@ -34,7 +34,9 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, fused: bool, vocab: int = 61, width: int = 32, layers: int = 2, context: int = 128) -> None:
+    def __init__(
+        self, fused: bool, vocab: int = 61, width: int = 32, layers: int = 2, context: int = 128
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.tokens, self.places = nn.Embedding(vocab, width), nn.Embedding(context, width)

@@ -25,7 +25,9 @@ def test_a_module_becomes_a_bundle_that_is_the_module(factory: str, tmp_path: Pa
     report = onnx_gpt.optimize(f"module:my_decoder:{factory}", tmp_path / "out", tokens=256)
     assert isinstance(report.parity, Parity)
     assert report.parity.verdict == "pass" and report.parity.mean_kl < 1e-9
-    assert "random tokens" in report.parity.text, "a module has no tokenizer, and the report says what was used"
+    assert "random tokens" in report.parity.text, (
+        "a module has no tokenizer, and the report says what was used"
+    )
     import my_decoder
 
     tokens = np.arange(5, 16)
