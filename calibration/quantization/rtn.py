@@ -1,7 +1,9 @@
-"""Round to nearest, with each block's scale searched for the least squared error.
+"""Round to nearest, with each block's scale searched for the least squared error, large weights counting more.
 
-For given codes q the best scale of a block is ``s = Σwq / Σq²``, and its error is ``Σw² − (Σwq)² / Σq²``, so
-a candidate is judged by ``(Σwq)² / Σq²`` alone. Candidates come from a few start scales around
+An error counts ``|w|`` times: a plain square lets the search clip the largest weights, and the model is worse for it
+than without a search (docs/experiments.md). For given codes q the best scale of a block is then
+``s = Σ|w|wq / Σ|w|q²``, and its error is ``Σ|w|w² − (Σ|w|wq)² / Σ|w|q²``, so a candidate is judged by the last term
+alone. Candidates come from a few start scales around
 ``extreme / −2^(bits−1)``, where extreme is the signed weight of largest magnitude (llama.cpp's Q4_0 takes the
 same); the best is refitted once. The scale is rounded to float16 *before* the codes are taken for good, so
 nothing is lost between the search and the file.
@@ -116,27 +118,39 @@ def _require_float16(extreme: np.ndarray, grid: Grid, name: str) -> None:
 def _search(w: np.ndarray, extreme: np.ndarray, grid: Grid) -> np.ndarray:
     """Scales, float16 ``[n]``, of blocks that are the columns of ``w``, float32 ``[block, n]``."""
     inverse = _inverse(extreme)
-    q = np.empty_like(w)
+    weighted = _Weighted(w, extreme)
     best = np.full(extreme.shape, -1, np.float32)
     scale = np.zeros_like(best)
     for start in STARTS[grid.bits]:
-        product, fitted = _fit(w, inverse * np.float32(start), grid, q)
+        product, fitted = weighted.fit(inverse * np.float32(start), grid)
         product *= fitted
         better = product > best
         np.copyto(best, product, where=better)
         np.copyto(scale, fitted, where=better)
-    _, scale = _fit(w, _inverse(scale), grid, q)
+    _, scale = weighted.fit(_inverse(scale), grid)
     return _to_float16(scale, extreme)
 
 
-def _fit(w: np.ndarray, inverse: np.ndarray, grid: Grid, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``Σwq`` and the least-squares scale ``Σwq / Σq²`` for the codes q of each column; ``q`` is scratch."""
-    np.multiply(w, inverse, out=q)
-    _round(q, grid)
-    product = np.einsum("bn,bn->n", w, q)
-    square = np.einsum("bn,bn->n", q, q)
-    np.maximum(square, np.float32(1), out=square)  # no codes but zero
-    return product, product / square
+class _Weighted:
+    """Blocks ``[block, n]``, and how much an error of each weight counts: ``|w|`` over the block's largest."""
+
+    def __init__(self, w: np.ndarray, extreme: np.ndarray) -> None:
+        self.w = w
+        self.importance = np.abs(w)
+        self.importance *= np.abs(_inverse(extreme))  # of order 1: no product below over- or underflows
+        self.moment = self.importance * w
+        self.q = np.empty_like(w)
+
+    def fit(self, inverse: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        """``Σ|w|wq`` and the scale of least error ``Σ|w|wq / Σ|w|q²``, for each block's codes at 1/scale."""
+        q = self.q
+        np.multiply(self.w, inverse, out=q)
+        _round(q, grid)
+        product = np.einsum("bn,bn->n", self.moment, q)
+        q *= q
+        square = np.einsum("bn,bn->n", self.importance, q)
+        square[square == 0] = 1  # no codes but zero
+        return product, product / square
 
 
 def _round(q: np.ndarray, grid: Grid) -> None:
