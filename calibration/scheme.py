@@ -83,10 +83,6 @@ Scheme: TypeAlias = RoundToNearest | Keep
 BLOCK_SIZE = {8: 32, 4: 32}
 """Block sizes by bits where the user asks for none; measured in docs/experiments.md."""
 
-TABLE_BITS = 8
-"""Width of the embedding and head where the user asks for none: a third of int4's damage is done by a 4-bit table, and
-8 bits cost a decode step 5 %."""
-
 NAMES = ("int8", "int4", "keep")
 
 
@@ -96,7 +92,8 @@ def scheme_of(name: str, *, block_size: int | None = None, table_bits: int | Non
     Args:
         name: one of `NAMES`.
         block_size: columns that share a scale; a measured default for each width.
-        table_bits: width of the embedding and head; `TABLE_BITS` by default.
+        table_bits: width of the embedding and head; that of the layers by default. A 4-bit table does a quarter of
+            int4's damage; 8 bits cost a decode step 5 % and SmolLM2 14 MB.
 
     Raises:
         OnnxGptError: ``scheme-invalid`` (exit 2) for an unknown name, or options that do not fit the scheme.
@@ -112,7 +109,7 @@ def scheme_of(name: str, *, block_size: int | None = None, table_bits: int | Non
     def grid(width: int) -> Grid:
         return Grid(width, BLOCK_SIZE.get(width, 32) if block_size is None else block_size)
 
-    return RoundToNearest(grid(bits), grid(TABLE_BITS if table_bits is None else table_bits))
+    return RoundToNearest(grid(bits), grid(bits if table_bits is None else table_bits))
 
 
 def _invalid(cause: str, remedy: str) -> OnnxGptError:

@@ -40,6 +40,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_state.NoSuchFile,
     ort_state.NotImplemented,
     ort_state.RuntimeException,
+    RuntimeError,  # what binding raises
 )
 CAPACITY_STEP = 64
 """A shared buffer's length is a multiple of this, so that short continuations do not reallocate it."""
@@ -91,6 +92,12 @@ class DecoderSession:
                 f"onnxruntime failed at token {len(self.tokens)}: {_first_line(error)}",
                 "check the bundle with `onnx-gpt validate`",
             ) from error
+        if every and logits.shape[1] != new.shape[1]:
+            raise unsupported(
+                "logits-pruned",
+                "the graph gives the last token's logits alone",
+                "export it with logits of all tokens, or ask for the last ones",
+            )
         self.tokens.extend(new[0].tolist())
         # One row is copied: the next run may write where it is.
         result: Array = (
@@ -137,8 +144,11 @@ class Signature:
                 "use a decoder with logits and present.{i}.key/.value",
                 tuple(missing),
             )
-        vocab = self.outputs["logits"].shape[-1]
+        *_, rows, vocab = self.outputs["logits"].shape
         self.vocab_size = vocab if isinstance(vocab, int) else None
+        self.logits_rows = (
+            rows if isinstance(rows, int) else None
+        )  # 1 where the graph gives the last token's alone
         for name in self.pasts:
             self.past_shape(name, 0)
 
@@ -216,7 +226,7 @@ class SharedCache:
             self._bind("attention_mask", self.ones[:, : used + length])
         if self.signature.has("position_ids"):
             self._bind("position_ids", self.positions[:, used : used + length])
-        rows = length
+        rows = self.signature.logits_rows or length
         if self.signature.has("num_logits_to_keep"):
             self._bind("num_logits_to_keep", np.array(0 if every else 1, np.int64))
             rows = length if every else 1

@@ -20,7 +20,7 @@ class Recipe:
     Attributes:
         quantize: ``none``, ``int8``, ``int4``, or ``keep`` (a GGUF's own codes).
         block_size: columns that share a scale; the scheme's measured default where None.
-        table_bits: width of the embedding and head, 4 or 8; the scheme's measured default where None.
+        table_bits: width of the embedding and head, 4 or 8; that of the layers where None.
         targets: runtimes to write for; several go into one folder each.
         context_length: rows of the rotary tables; the model's own where None.
         parity: compare with the reference and gate on it.

@@ -153,9 +153,9 @@ def test_a_row_is_quantized_the_same_whatever_rows_lie_beside_it(
 
 
 def test_the_names_of_the_command_line_are_schemes() -> None:
-    assert scheme_of("int4") == RoundToNearest(Grid(4, 32), Grid(8, 32))
+    assert scheme_of("int4") == RoundToNearest(Grid(4, 32), Grid(4, 32))
     assert scheme_of("int8", block_size=64) == RoundToNearest(Grid(8, 64), Grid(8, 64))
-    assert scheme_of("int4", table_bits=4) == RoundToNearest(Grid(4, 32), Grid(4, 32))
+    assert scheme_of("int4", table_bits=8) == RoundToNearest(Grid(4, 32), Grid(8, 32))
     assert scheme_of("keep") == Keep()
 
 

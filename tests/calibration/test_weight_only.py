@@ -78,11 +78,11 @@ def test_a_tied_table_is_stored_once_and_its_rows_are_exact(
 
 def test_embedding_and_head_may_have_a_grid_of_their_own() -> None:
     graph = tied(random(50, 64))
-    done = quantize_weights(graph, scheme_of("int4"))
+    done = quantize_weights(graph, scheme_of("int4", table_bits=8))
     assert {t.bits for t in done} == {8}
-    done = quantize_weights(multiply(random(50, 64)), scheme_of("int4"))
+    done = quantize_weights(multiply(random(50, 64)), scheme_of("int4", table_bits=8))
     assert {t.bits for t in done} == {4}
-    done = quantize_weights(multiply(random(50, 64), role="head"), scheme_of("int4"))
+    done = quantize_weights(multiply(random(50, 64), role="head"), scheme_of("int4", table_bits=8))
     assert {t.bits for t in done} == {8}
 
 
