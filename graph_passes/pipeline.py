@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
-import pkgutil
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -19,8 +17,8 @@ from typing import Literal, Protocol, cast
 
 import onnx_ir as ir
 
+from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
-from graph_passes import passes
 from graph_passes.invariants import Snapshot, check
 from graph_passes.outcome import Outcome
 from graph_passes.shapes import infer_shapes
@@ -80,8 +78,7 @@ class PassReport:
 @functools.cache
 def passes_by_name() -> Mapping[str, Pass]:
     """Passes by file name."""
-    names = sorted(m.name for m in pkgutil.iter_modules(passes.__path__))
-    return {name: cast(Pass, importlib.import_module(f"graph_passes.passes.{name}")) for name in names}
+    return cast(Mapping[str, Pass], modules_of("graph_passes.passes"))
 
 
 _STEP = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")

@@ -49,10 +49,10 @@ def require_known(tokens: Sequence[int], vocab_size: int | None) -> None:
 
 
 def require_fitting(tokenizer: Tokenizer | None, vocab_size: int | None) -> None:
-    """Raise ``tokenizer-larger-than-vocabulary`` for a tokenizer that is not the model's."""
+    """Raise ``tokenizer-too-large`` for a tokenizer that is not the model's."""
     if tokenizer is not None and vocab_size is not None and tokenizer.get_vocab_size() > vocab_size:
         raise rejected(
-            "tokenizer-larger-than-vocabulary",
+            "tokenizer-too-large",
             f"the tokenizer has {tokenizer.get_vocab_size()} tokens and the model {vocab_size}",
             "use the tokenizer that the model was trained with",
         )

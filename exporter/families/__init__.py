@@ -8,14 +8,13 @@ their names).
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Protocol, cast
 
 from exporter.checkpoint import Checkpoint
 from exporter.config import FamilyConfig
 from exporter.decoder import Decoder
+from exporter.discovery import modules_of
 from exporter.errors import unsupported
 
 
@@ -33,8 +32,7 @@ class Family(Protocol):
 @functools.cache
 def families() -> Mapping[str, Family]:
     """Families by file name."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return {name: cast(Family, importlib.import_module(f"{__name__}.{name}")) for name in names}
+    return cast(Mapping[str, Family], modules_of(__name__))
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

@@ -7,11 +7,10 @@ It offers ``claims(uri) → bool`` (from the name and the file's first bytes alo
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from typing import Protocol, cast
 
 from exporter.checkpoint import Checkpoint, ModuleSource
+from exporter.discovery import modules_of
 from exporter.errors import rejected
 
 
@@ -27,8 +26,7 @@ class Source(Protocol):
 
 @functools.cache
 def sources() -> tuple[Source, ...]:
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return tuple(cast(Source, importlib.import_module(f"{__name__}.{name}")) for name in names)
+    return tuple(cast(Source, module) for module in modules_of(__name__).values())
 
 
 def load(uri: str) -> Checkpoint | ModuleSource:

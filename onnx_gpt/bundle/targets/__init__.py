@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
-import pkgutil
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from exporter.decoder import Decoder
+from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
 
 
@@ -58,8 +57,7 @@ class Target(Protocol):
 @functools.cache
 def targets() -> Mapping[str, Target]:
     """Targets by name."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return {name: cast(Target, importlib.import_module(f"{__name__}.{name}")) for name in names}
+    return cast(Mapping[str, Target], modules_of(__name__))
 
 
 def target(name: str) -> Target:
