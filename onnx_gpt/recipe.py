@@ -53,13 +53,19 @@ class Recipe:
 
     def echo(self) -> dict[str, Any]:
         """Plain values, for people and for the report."""
-        limits = self.limits or DEFAULT_LIMITS[self.quantize]
         return {
             "quantize": self.quantize,
             **self._grids(),
             "target": ",".join(self.targets),
             "context_length": self.context_length or "the model's own",
-            "parity": limits.model_dump() if self.parity else "not run",
+            **self._gate(),
+        }
+
+    def _gate(self) -> dict[str, Any]:
+        if not self.parity:
+            return {"parity": "not run"}
+        return {
+            "parity": (self.limits or DEFAULT_LIMITS[self.quantize]).model_dump(),
             "text": str(self.text) if self.text else "held-out part of Python's own documentation",
             "tokens": self.tokens,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import onnx_gpt
 from exporter.errors import Exit, OnnxGptError
@@ -269,3 +271,26 @@ def test_inspect_speaks_of_sources_and_bundles(cli: Cli, float_bundle: tuple[Pat
     status, out, _ = cli("inspect", float_bundle[0], "--json")
     facts = json.loads(out)
     assert status == 0 and facts["nodes"] == float_bundle[1].graph.nodes and facts["findings"] == []
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cli: Cli, tmp_path: Path) -> None:
+    copied = shutil.copytree(ROOT / "samples" / "tiny", tmp_path / "tiny")
+    tokenizer = json.loads((copied / "tokenizer.json").read_text("utf-8"))
+    tokenizer["model"]["vocab"]["zebra"] = 999
+    (copied / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    status, _, err = cli("optimize", copied, "-o", tmp_path / "out", "--no-parity")
+    assert status == Exit.REJECTED and "tokenizer-too-large" in err and "999" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_nan_weight_is_named_and_nothing_is_left(cli: Cli, tmp_path: Path) -> None:
+    copied = shutil.copytree(ROOT / "samples" / "tiny", tmp_path / "tiny")
+    weights = dict(load_file(copied / "model.safetensors"))
+    name = "transformer.h.2.mlp.c_fc.weight"
+    weights[name] = weights[name].copy()
+    weights[name][3, 5] = np.nan
+    save_file(weights, copied / "model.safetensors")
+    for scheme in ("none", "int4"):
+        status, _, err = cli("optimize", copied, "-o", tmp_path / "out", "--no-parity", "--quantize", scheme)
+        assert status == Exit.REJECTED and f"{name}[3, 5]" in err
+        assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
