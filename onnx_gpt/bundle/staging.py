@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,12 +52,13 @@ def staged(out: Path) -> Iterator[Path]:
     """
     require_absent(out)
     parent = out.absolute().parent
-    with _explained(out, parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=parent))
+    # Named before it is made: a signal between making and naming would leave it behind.
+    stage = parent / f".{out.name}.{secrets.token_hex(4)}.partial"
     try:
+        with _explained(out, parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            stage.mkdir()
         with _explained(out, stage):
-            stage.chmod(0o755)
             yield stage
             require_absent(out)  # another run may have been quicker
             stage.rename(out)
