@@ -17,7 +17,7 @@ from benchmarks.models import ensure
 from benchmarks.paths import SMOLLM2
 
 CONTENDERS = (
-    *(c.OURS_INT4, c.OURS_INT8, c.OURS_KEEP, c.OURS_FLOAT),
+    *(c.OURS_INT4, c.OURS_INT4_WIDE, c.OURS_INT8, c.OURS_KEEP, c.OURS_FLOAT),
     *(c.GENAI_INT4, c.GENAI_INT4_PRUNED, c.LLAMA_CPP, c.OPENVINO_INT8),
     *(c.MOBIUS_FLOAT, c.MOBIUS_KEEP, c.ORT_DYNAMIC),
 )

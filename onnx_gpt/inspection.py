@@ -91,7 +91,7 @@ def _graph_facts(path: Path) -> dict[str, Any]:
         "source": str(path),
         "kind": "graph",
         "producer": model.producer_name,
-        "opsets": dict(model.opset_imports),
+        "opsets": {domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         "nodes": sum(ops.values()),
         "ops": dict(ops.most_common()),
         "inputs": {value.name: _typed(value) for value in model.graph.inputs},

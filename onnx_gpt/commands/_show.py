@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from onnx_gpt.report import Parity, Report
 
@@ -30,13 +31,15 @@ def echo(title: str, settings: Mapping[str, Any]) -> None:
         stderr.print(f"  {key:<15} {text}", markup=False)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table on stdout; the first column is a name, the others are figures."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", *, figures: bool = True
+) -> None:
+    """A table on stdout; the first column is a name, the others are figures, or text."""
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table.add_column(column, justify="right" if i and figures else "left", no_wrap=bool(i) and figures)
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # Text: brackets are brackets, not markup
     Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
 
 

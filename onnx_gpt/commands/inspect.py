@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -24,13 +25,18 @@ def inspect(source: str, /, *, json: Annotated[bool, Parameter(negative="")] = F
     if json:
         print_json(facts)
     else:
-        print_table(("fact", "value"), [(key, _text(value)) for key, value in facts.items()])
+        print_table(("fact", "value"), [(key, _text(value)) for key, value in facts.items()], figures=False)
     return 0
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {item}" for key, item in value.items())
+        return "\n".join(dict.fromkeys(f"{_any_layer(key)}: {item}" for key, item in value.items()))
     if isinstance(value, list):
         return "\n".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _any_layer(name: str) -> str:
+    """``past_key_values.3.key`` → ``past_key_values.{i}.key``: layers that are alike are one line."""
+    return re.sub(r"\.\d+\.", ".{i}.", name)
