@@ -140,6 +140,9 @@ OURS_INT4_PERMUTED = ours("onnx-gpt int4 (permuted)", PERMUTED, "--quantize", "i
 WIDE_TABLE = ("--quantize", "int4", "--table-bits", "8")
 OURS_INT4_WIDE = ours("onnx-gpt int4, 8-bit table", SMOLLM2, *WIDE_TABLE)
 OURS_INT4_WIDE_PERMUTED = ours("onnx-gpt int4, 8-bit table (permuted)", PERMUTED, *WIDE_TABLE)
+LARGE_BLOCKS = ("--quantize", "int4", "--block-size", "64")
+OURS_INT4_LARGE = ours("onnx-gpt int4, blocks of 64", SMOLLM2, *LARGE_BLOCKS)
+OURS_INT4_LARGE_PERMUTED = ours("onnx-gpt int4, blocks of 64 (permuted)", PERMUTED, *LARGE_BLOCKS)
 OURS_KEEP = ours("onnx-gpt GGUF kept", GGUF, "--quantize", "keep")
 
 GENAI_INT4 = made_by("genai builder int4", SMOLLM2, "genai_builder", "genai")
