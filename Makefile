@@ -19,8 +19,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: $(VENV)/.ready  ## Optimize the embedded real model (SmolLM2-135M) to int4, prove it, and let it talk
 	rm -rf $(OUT)/smollm2-int4
-	$(BIN)/onnx-gpt optimize sample:smollm2 -o $(OUT)/smollm2-int4 --quantize int4
-	$(BIN)/onnx-gpt run $(OUT)/smollm2-int4 --chat --prompt "Why is the sky blue?" --max-new-tokens 96
+	$(BIN)/onnx-gpt optimize sample:smollm2 -o $(OUT)/smollm2-int4 --quantize int4 --table-bits 8
+	$(BIN)/onnx-gpt run $(OUT)/smollm2-int4 --chat --prompt "Why is the sky blue?" --max-new-tokens 96 --repetition-penalty 1.1
 
 test: $(VENV)/.ready  ## Run the whole test suite
 	$(BIN)/python -m pytest
