@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from onnx_gpt.measuring import bench
     from onnx_gpt.pipeline import optimize
     from onnx_gpt.recipe import Recipe
-    from onnx_gpt.report import Report
+    from onnx_gpt.report import Limits, Report
     from onnx_gpt.validation import validate
 
 _HOMES = {
     "Generator": "onnx_gpt.generator",
+    "Limits": "onnx_gpt.report",
     "OnnxGptError": "exporter.errors",
     "Recipe": "onnx_gpt.recipe",
     "Report": "onnx_gpt.report",
@@ -34,6 +35,7 @@ _HOMES = {
 
 __all__ = [
     "Generator",
+    "Limits",
     "OnnxGptError",
     "Recipe",
     "Report",

@@ -74,7 +74,8 @@ def compare(
         agreement.add(ours[:-1], theirs[:-1], window[1:])
         progress(i + 1, total)
     tie = FLOAT_TIE if scheme == "none" else 0.0
-    greedy = _greedy(candidate, reference, text.windows[0][:GREEDY_PROMPT], greedy_tokens, tie or FLOAT_TIE)
+    prompt = text.windows[0][: min(GREEDY_PROMPT, text.windows.shape[1] // 2)]
+    greedy = _greedy(candidate, reference, prompt, greedy_tokens, tie or FLOAT_TIE)
     checks = run_checks(candidate, text.windows[0], SELF_LIMIT[scheme])
     return _judge(agreement, greedy, checks, reference.name, text, tie, limits, scheme)
 
