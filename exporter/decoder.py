@@ -144,7 +144,6 @@ class Decoder:
         positions: learned positions ``[context, E]``; None with rotary.
         head: ``[V, E]``; the same `Part` as `embedding` where they are tied.
         logit_softcap: logits become ``c · tanh(logits / c)``; 0 for none.
-        base_prefix: first part of tensor names that some writers leave out of every one (GPT-2's own files).
     """
 
     family: str
@@ -158,7 +157,6 @@ class Decoder:
     embedding_scale: float = 1.0
     positions: Part | None = None
     logit_softcap: float = 0.0
-    base_prefix: str = ""
 
     @property
     def tied(self) -> bool:

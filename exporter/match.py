@@ -22,7 +22,6 @@ def match_weights(
         OnnxGptError: ``weights-mismatch``, listing all missing, unused and mis-shaped tensors at once.
     """
     parts = dict(decoder.parts())
-    weights = with_base_prefix(weights, decoder.base_prefix)
     findings = _missing_or_misshaped(parts.values(), weights)
     used = {part.name for part in parts.values()}
     ignore = [re.compile(pattern) for pattern in ignored]
@@ -40,15 +39,6 @@ def match_weights(
             tuple(findings),
         )
     return {role: resolve(part, weights[part.name]) for role, part in parts.items()}
-
-
-def with_base_prefix(weights: Mapping[str, Weight], prefix: str) -> Mapping[str, Weight]:
-    """The same tensors under full names, where they were saved without the first part (``wte.weight``)."""
-    if not prefix or any(name.startswith(prefix) for name in weights):
-        return weights
-    return {
-        name if name.startswith("lm_head.") else prefix + name: weight for name, weight in weights.items()
-    }
 
 
 def _missing_or_misshaped(parts: Iterable[Part], weights: Mapping[str, Weight]) -> list[str]:

@@ -17,7 +17,6 @@ import numpy as np
 from exporter.checkpoint import Checkpoint, ModuleSource
 from exporter.errors import Exit, OnnxGptError, rejected
 from exporter.families import describe, family_of
-from exporter.match import with_base_prefix
 from exporter.weights import Weight
 
 
@@ -108,7 +107,7 @@ def reference_model(checkpoint: Checkpoint) -> Any:
         model = model_class(config)
     model.tie_weights()
     model.generation_config = transformers.GenerationConfig()  # no end token: texts are compared by length
-    weights = dict(with_base_prefix(checkpoint.weights, decoder.base_prefix))
+    weights = dict(checkpoint.weights)
     if not decoder.tied and decoder.head.weight.name in weights:
         weights[_head_name(model)] = weights.pop(decoder.head.weight.name)
     with torch.no_grad():

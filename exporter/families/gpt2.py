@@ -92,5 +92,4 @@ def describe(config: Config) -> Decoder:
         head=Linear(
             embedding if config.tie_word_embeddings else Part("lm_head.weight", (config.vocab_size, hidden))
         ),
-        base_prefix="transformer.",
     )
