@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnx_gpt.parity.candidate import Candidate
-from onnx_gpt.parity.metrics import log_softmax
+from onnx_gpt.parity.metrics import divergence, log_softmax
 from onnx_gpt.report import Check
 
 PREFILL = 16
@@ -66,5 +66,4 @@ def causal(candidate: Candidate, tokens: np.ndarray, whole: np.ndarray) -> float
 
 
 def _kl(ours: np.ndarray, theirs: np.ndarray) -> float:
-    p, q = log_softmax(theirs), log_softmax(ours)
-    return float((np.exp(p) * (p - q)).sum(-1).mean().clip(min=0.0))
+    return float(divergence(log_softmax(ours), log_softmax(theirs)).mean())

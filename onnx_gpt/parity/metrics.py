@@ -9,12 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass
 class Agreement:
-    """Running comparison of logits, one window after another; memory is one number a token.
-
-    Attributes:
-        tie: two logits closer than this are a tie (twice the largest difference seen is a fair choice for an exact
-            candidate; see `near_ties`).
-    """
+    """Running comparison of logits, one window after another; memory is a few numbers a token."""
 
     kl: list[np.ndarray] = dataclasses.field(default_factory=list)
     nll: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -32,7 +27,7 @@ class Agreement:
         for start in range(0, len(targets), 64):  # a block of rows keeps float64 temporaries small
             rows = slice(start, start + 64)
             ours, theirs = log_softmax(logits[rows]), log_softmax(reference[rows])
-            self.kl.append((np.exp(theirs) * (theirs - ours)).sum(-1).clip(min=0.0))
+            self.kl.append(divergence(ours, theirs))
             index = np.arange(len(ours))
             self.nll.append(-ours[index, targets[rows]])
             self.reference_nll.append(-theirs[index, targets[rows]])
@@ -68,3 +63,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     wide -= wide.max(-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
     return wide
+
+
+def divergence(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """KL(theirs ‖ ours) of each row of log-probabilities ``[S, V]``, in nats: float64 ``[S]``."""
+    kl: np.ndarray = (np.exp(theirs) * (theirs - ours)).sum(-1).clip(min=0.0)
+    return kl
