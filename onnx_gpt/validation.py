@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from exporter import sources
 from exporter.errors import rejected
-from onnx_gpt.bundle.writing import MODEL, read_report
+from onnx_gpt.bundle.writing import MODEL, REPORT
 from onnx_gpt.exporting import export
 from onnx_gpt.parity.gate import DEFAULT_LIMITS
 from onnx_gpt.parity.prove import prove
@@ -37,7 +38,27 @@ def validate(
     model = Path(bundle) / MODEL
     if not model.is_file():
         raise rejected("bundle-incomplete", f"{bundle} holds no {MODEL}", "give a folder that optimize made")
-    scheme = str(read_report(Path(bundle)).get("recipe", {}).get("quantize", "none"))
+    scheme = scheme_of_bundle(Path(bundle))
     recipe = Recipe(quantize=scheme, limits=limits or DEFAULT_LIMITS[scheme], text=text, tokens=tokens)
     opened = sources.load(against)
     return prove(opened, export(opened), model, recipe, progress or Silent())
+
+
+def scheme_of_bundle(bundle: Path) -> str:
+    """The scheme that a bundle's report names; ``none`` where there is no report.
+
+    Raises:
+        OnnxGptError: ``bundle-invalid`` for a report that is none, or names no scheme of ours.
+    """
+    path = bundle / REPORT
+    if not path.is_file():
+        return "none"
+    try:
+        scheme = json.loads(path.read_text("utf-8"))["recipe"]["quantize"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise rejected(
+            "bundle-invalid", f"{path} is not a report: {error}", "build the bundle again"
+        ) from error
+    if scheme not in DEFAULT_LIMITS:
+        raise rejected("bundle-invalid", f"{path} names a scheme {scheme!r}", "build the bundle again")
+    return str(scheme)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -56,9 +54,3 @@ def lay_out(stage: Path, extra: Mapping[str, Mapping[str, bytes]], report: Repor
             (folder / file).write_bytes(content)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         (folder / REPORT).write_text(report.model_copy(update={"files": files}).json_text(), "utf-8")
-
-
-def read_report(bundle: Path) -> dict[str, Any]:
-    """A bundle's report as plain values; empty where it has none."""
-    path = bundle / REPORT
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}

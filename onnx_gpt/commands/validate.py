@@ -8,9 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from exporter.errors import Exit
-from onnx_gpt.bundle.writing import read_report
 from onnx_gpt.commands._limits import limits_from
 from onnx_gpt.commands._show import progress_bar, show_parity
+from onnx_gpt.validation import scheme_of_bundle
 from onnx_gpt.validation import validate as validate_bundle
 
 
@@ -47,8 +47,7 @@ def validate(
     json
         Print the result as JSON.
     """
-    scheme = str(read_report(bundle).get("recipe", {}).get("quantize", "none"))
-    limits = limits_from(scheme, max_kl, min_top1, max_perplexity_ratio)
+    limits = limits_from(scheme_of_bundle(bundle), max_kl, min_top1, max_perplexity_ratio)
     with progress_bar() as bar:
         bar.stage("parity")
         parity = validate_bundle(bundle, against, limits=limits, text=text, tokens=tokens, progress=bar)

@@ -294,3 +294,15 @@ def test_a_nan_weight_is_named_and_nothing_is_left(cli: Cli, tmp_path: Path) -> 
         status, _, err = cli("optimize", copied, "-o", tmp_path / "out", "--no-parity", "--quantize", scheme)
         assert status == Exit.REJECTED and f"{name}[3, 5]" in err
         assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    "report", ["not json", "{}", "[]", '{"recipe": {"quantize": "int3"}}', '{"recipe": 7}']
+)
+def test_a_damaged_report_is_refused_by_validate(
+    cli: Cli, tmp_path: Path, float_bundle: tuple[Path, onnx_gpt.Report], report: str
+) -> None:
+    damaged = shutil.copytree(float_bundle[0], tmp_path / "damaged")
+    (damaged / "report.json").write_text(report, "utf-8")
+    status, _, err = cli("validate", damaged, "--against", "sample:tiny")
+    assert status == Exit.REJECTED and "bundle-invalid" in err and "Traceback" not in err
