@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from exporter.emitter import ROLE
 from exporter.weights import Stack, Weight, WeightTensor
 from graph_passes.matching import (
     either_order,
@@ -15,7 +16,6 @@ from graph_passes.matching import (
     is_private,
     make,
     producer,
-    role_of,
     weight_of,
 )
 
@@ -74,7 +74,8 @@ def _matmul(value: ir.Value, bias: Weight | None, after: tuple[ir.Node, ...]) ->
 def stacked(linears: Sequence[Linear], name: str) -> list[ir.Node] | str:
     """Nodes of one linear map that computes all of them side by side, or why they cannot be one.
 
-    The role is that of the first with its last part replaced: ``layers.3.attention.qkv``.
+    The role is that of the first with its last part replaced: ``layers.3.attention.qkv``. Where there is none, the
+    name is the first one's with a part added.
     """
     first = linears[0]
     if any(linear.input is not first.input for linear in linears):
@@ -83,13 +84,15 @@ def stacked(linears: Sequence[Linear], name: str) -> list[ir.Node] | str:
         return "only some of them have a bias"
     graph = first.first.graph
     assert graph is not None
-    role = f"{role_of(first.first).rpartition('.')[0]}.{name}"
-    table = WeightTensor(f"{role}.weight", Stack(tuple(linear.weight for linear in linears)), transpose=True)
-    nodes = [make("MatMul", [first.input, initializer(graph, table)], role, role=role)]
+    known = first.first.metadata_props.get(ROLE, "")
+    role = f"{known.rpartition('.')[0]}.{name}" if known else ""
+    stem = role or f"{first.first.name}.{name}"
+    table = WeightTensor(f"{stem}.weight", Stack(tuple(linear.weight for linear in linears)), transpose=True)
+    nodes = [make("MatMul", [first.input, initializer(graph, table)], stem, role=role)]
     biases = tuple(linear.bias for linear in linears if linear.bias is not None)
     if biases:
-        vector = initializer(graph, WeightTensor(f"{role}.bias", Stack(biases)))
-        nodes.append(make("Add", [nodes[0].outputs[0], vector], f"{role}.biased"))
+        vector = initializer(graph, WeightTensor(f"{stem}.bias", Stack(biases)))
+        nodes.append(make("Add", [nodes[0].outputs[0], vector], f"{stem}.biased"))
     return nodes
 
 

@@ -5,14 +5,16 @@ Everything goes by object identity: values and nodes are compared, names never a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.build import ROLE
-from exporter.weights import Weight, WeightTensor
+from exporter.weights import Array, Weight, WeightTensor
 
 MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators."""
@@ -65,11 +67,14 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 def weight_of(value: ir.Value | None, *, transpose: bool) -> Weight | None:
     """The unread weight of an initializer: ``[out, in]`` of a linear map with ``transpose``, else a vector or
-    table."""
+    table. Of a small float32 constant, its value."""
     tensor = value.const_value if value is not None else None
-    if isinstance(tensor, WeightTensor) and tensor.transpose == transpose:
-        return tensor.weight
-    return None
+    if isinstance(tensor, WeightTensor):
+        return tensor.weight if tensor.transpose == transpose else None
+    array = constant(value)
+    if array is None or array.dtype != np.float32 or array.ndim != (2 if transpose else 1):
+        return None
+    return Array(np.ascontiguousarray(array.T) if transpose else array)
 
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
@@ -137,8 +142,39 @@ def replace(
     """
     graph = at.graph
     assert graph is not None
+    listener = _LISTENER.get()
+    if listener is not None:
+        listener(at, old, new, values)
     for node in new:
         if node.domain:
             graph.opset_imports.setdefault(node.domain, 1)
-    olds, news = [o for o, _ in values], [n for _, n in values]
-    ir.convenience.replace_nodes_and_values(graph, at, old, new, olds, news)
+    new = [*new]
+    pairs = []
+    for before, after in values:
+        if after.producer() not in new:  # a value that is there already keeps its name, and is not made twice
+            if not before.is_graph_output():
+                before.replace_all_uses_with(after)
+                continue
+            new.append(ir.node("Identity", [after]))
+            after = new[-1].outputs[0]
+        after.meta.update(before.meta)  # what is known of the one holds for the other
+        pairs.append((before, after))
+    ir.convenience.replace_nodes_and_values(graph, at, old, new, [b for b, _ in pairs], [a for _, a in pairs])
+
+
+Listener = Callable[
+    [ir.Node, Sequence[ir.Node], Sequence[ir.Node], Sequence[tuple[ir.Value, ir.Value]]], None
+]
+"""Told of a replacement, with the arguments of `replace`, before it is made."""
+
+_LISTENER: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell a listener of every replacement that is made inside the block."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)

@@ -1,8 +1,43 @@
-"""What a pass gives back."""
+"""What a pass gives back: how often it fired, and where it nearly did."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+
+import onnx_ir as ir
+
+from graph_passes.matching import role_of
+
+
+@dataclasses.dataclass(frozen=True)
+class NearMiss:
+    """A rewrite that nearly applied.
+
+    Attributes:
+        rule: the equation; empty where a pass is no more than one.
+        place: role, or name, of the node at which the match began.
+        at: the node or value where it stopped, by name, and ``why``.
+        share: how much of what it looks for is there, 0…1; 1 where only a condition failed.
+        nodes: names of what is there, the place first.
+    """
+
+    rule: str
+    place: str
+    at: str
+    why: str
+    share: float
+    nodes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, node: ir.Node, why: str) -> NearMiss:
+        """A node that a pass looked at and left."""
+        name = node.name or node.op_type
+        return cls("", role_of(node), name, why, 1.0, (name,))
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.rule} stopped at {self.at}: {self.why}" if self.rule else f"{self.place}: {self.why}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +47,14 @@ class Outcome:
     Attributes:
         fired: rewrites made.
         refused: ``"place: condition that failed"``, one for each rewrite that nearly applied.
+        misses: the same with its parts, and what came less near too: of use to who asks why a piece is left.
     """
 
     fired: int
     refused: tuple[str, ...] = ()
+    misses: tuple[NearMiss, ...] = ()
+
+    @classmethod
+    def of(cls, fired: int, misses: Sequence[NearMiss]) -> Outcome:
+        """All misses are near ones."""
+        return cls(fired, tuple(map(str, misses)), tuple(misses))

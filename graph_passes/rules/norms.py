@@ -1,0 +1,34 @@
+"""Root-mean-square and layer normalisation, as exporters spell them.
+
+Zhang and Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467); Ba et al., "Layer
+Normalization" (arXiv 1607.06450).
+"""
+
+from graph_passes.engine.rule import Equation, rule
+from graph_passes.engine.terms import Op
+
+
+@rule
+def rms_norm(op: Op, x: "*B D", γ: "D", ε: "constant") -> Equation:
+    """x · (mean(x²) + ε)^-½ · γ  ⇒  RMSNormalization(x, γ; ε)"""
+    root = op.Sqrt(op.ReduceMean(x * x, [-1]) + ε)
+    normed = op.either(x * op.Reciprocal(root), x / root)
+    yield normed * γ
+    return op.RMSNormalization(x, γ, epsilon=ε, axis=-1)
+
+
+@rule
+def layer_norm(op: Op, x: "*B D", γ: "D", β: "D", ε: "constant") -> Equation:
+    """(x − μ) · (mean((x − μ)²) + ε)^-½ · γ + β  ⇒  LayerNormalization(x, γ, β; ε)"""
+    centred = x - op.ReduceMean(x, [-1])
+    root = op.Sqrt(op.ReduceMean(centred * centred, [-1]) + ε)
+    normed = op.either(centred * op.Reciprocal(root), centred / root)
+    yield normed * γ + β
+    return op.LayerNormalization(x, γ, β, epsilon=ε, axis=-1)
+
+
+@rule(kind="exact")
+def norm_before_transpose(op: Op, x: "B S H D", γ: "D", ε: "attribute") -> Equation:
+    """RMSNormalization(xᵀ, γ)  ⇒  RMSNormalization(x, γ)ᵀ: heads are normed before they change places"""
+    yield op.RMSNormalization(op.Transpose(x, perm=[0, 2, 1, 3]), γ, epsilon=ε, axis=-1)
+    return op.Transpose(op.RMSNormalization(x, γ, epsilon=ε, axis=-1), perm=[0, 2, 1, 3])
