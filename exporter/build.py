@@ -7,13 +7,13 @@ their runtime runs fastest.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from exporter.control import END, Control, start_of_logits
 from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
 from exporter.emitter import ROLE, Emitter, typed
 from exporter.weights import Weight
@@ -21,8 +21,6 @@ from exporter.weights import Weight
 __all__ = ["OPSET", "ROLE", "build"]
 
 OPSET = 23
-END = 2**63 - 1
-"""How Slice spells the end."""
 
 
 def build(decoder: Decoder, weights: Mapping[str, Weight], *, context_length: int | None = None) -> ir.Model:
@@ -36,21 +34,6 @@ def build(decoder: Decoder, weights: Mapping[str, Weight], *, context_length: in
     return _Builder(decoder, weights, context_length or decoder.context_length).model()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sequence:
-    """What a call says of its tokens.
-
-    Attributes:
-        total: T, int64 ``[1]``.
-        past: T − S, int64 ``[1]``.
-        positions: of the S tokens, counted over the real ones, int64 ``[B, S]``; 0 where padding comes first.
-    """
-
-    total: ir.Value
-    past: ir.Value
-    positions: ir.Value
-
-
 class _Builder(Emitter):
     """The graph of one decoder. Methods are in the order of the data."""
 
@@ -62,9 +45,8 @@ class _Builder(Emitter):
         self.attention_mask = self.input(
             "attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"]
         )
-        self.kept_from = self.start_of_logits()
-        self.sequence = self.sequence_of_mask()
-        self.masks: dict[int | None, ir.Value] = {}
+        self.kept_from = start_of_logits(self)
+        self.control = Control(self, self.input_ids, self.attention_mask)
         self.tables: dict[Rope, tuple[ir.Value, ir.Value]] = {}
         self.presents: list[ir.Value] = []
 
@@ -81,51 +63,6 @@ class _Builder(Emitter):
         graph = self.graph([logits, *self.presents], name=self.decoder.family, opset=OPSET)
         return ir.Model(graph, ir_version=10, producer_name="onnx-gpt")
 
-    # What a call says ---------------------------------------------------------------------------------------
-
-    def start_of_logits(self) -> ir.Value:
-        """Start of the logits' slice, int64 ``[1]``: −n for the last n tokens, and −0 = 0 for all of them."""
-        keep = self.optional_input("num_logits_to_keep", 0)
-        negative = self.op("Neg", [keep], name="logits.start")
-        return self.op("Reshape", [negative, self.ints("shape_1", [1])], name="logits.start_1d")
-
-    def sequence_of_mask(self) -> _Sequence:
-        one, mask = self.ints("axis_1", [1]), self.attention_mask
-        total = self.op("Shape", [mask], name="total", start=1, end=2)
-        length = self.op("Shape", [self.input_ids], name="length", start=1, end=2)
-        past = self.op("Sub", [total, length], name="past")
-        counted = self.op("CumSum", [mask, self.scalar("axis_1_scalar", 1)], name="positions.count")
-        positions = self.op("Sub", [counted, one], name="positions.total")
-        positions = self.op("Max", [positions, self.ints("axis_0", [0])], name="positions.clipped")
-        of_tokens = [positions, past, self.ints("int64_max", [END]), one]
-        return _Sequence(total, past, self.op("Slice", of_tokens, name="positions"))
-
-    def mask(self, window: int | None) -> ir.Value:
-        """bool ``[B, 1, S, T]``: query s may see key t. Made once for each window."""
-        if window not in self.masks:
-            name = "mask" if window is None else f"mask.window_{window}"
-            seen = self.causal_mask(name, window)
-            valid = self.op("Cast", [self.attention_mask], name=f"{name}.valid", to=ir.DataType.BOOL)
-            valid = self.op("Unsqueeze", [valid, self.ints("axes_1_2", [1, 2])], name=f"{name}.valid_4d")
-            self.masks[window] = self.op("And", [seen, valid], name=name)
-        return self.masks[window]
-
-    def causal_mask(self, name: str, window: int | None) -> ir.Value:
-        """bool ``[S, T]``: key t is not after query s, and within its window."""
-        zero, one = self.scalar("zero", 0), self.scalar("one", 1)
-        total = self.op("Squeeze", [self.sequence.total], name=f"{name}.total")
-        past = self.op("Squeeze", [self.sequence.past], name=f"{name}.past")
-        keys = self.op("Range", [zero, total, one], name=f"{name}.keys")
-        queries = self.op("Range", [past, total, one], name=f"{name}.queries")
-        queries = self.op("Unsqueeze", [queries, self.ints("axis_1", [1])], name=f"{name}.queries_column")
-        seen = self.op("LessOrEqual", [keys, queries], name=f"{name}.causal")
-        if window is None:
-            return seen
-        width = self.ints(f"window_{window}", [window])
-        oldest = self.op("Sub", [queries, width], name=f"{name}.oldest")
-        recent = self.op("Greater", [keys, oldest], name=f"{name}.recent")
-        return self.op("And", [seen, recent], name=f"{name}.causal_recent")
-
     # Tokens in, logits out ----------------------------------------------------------------------------------
 
     def embed(self) -> ir.Value:
@@ -135,12 +72,14 @@ class _Builder(Emitter):
             scale = self.scalar("embedding.scale", float(self.decoder.embedding_scale))
             x = self.op("Mul", [x, scale], name="embedding.scaled")
         if self.decoder.positions is not None:
-            rows = [self.weight("positions.weight"), self.sequence.positions]
+            rows = [self.weight("positions.weight"), self.control.positions]
             placed = self.op("Gather", rows, name="positions.rows", role="positions", axis=0)
             x = self.op("Add", [x, placed], name="embedding.placed")
         return x
 
     def head(self, x: ir.Value) -> ir.Value:
+        if self.decoder.head_input is not None:
+            x = self.linear("head_input", self.decoder.head_input, x)
         logits = self.tied_head(x) if self.decoder.tied else self.linear("head", self.decoder.head, x)
         if self.decoder.logit_softcap:
             cap = self.scalar("logits.cap", float(self.decoder.logit_softcap))
@@ -196,7 +135,7 @@ class _Builder(Emitter):
         y = ir.Value(name=f"{role}.heads")
         self.op_into(
             "Attention",
-            [q, k, v, self.mask(attention.window), *past],
+            [q, k, v, self.control.mask(attention.window), *past],
             [y, *present],
             role=f"{role}.heads",
             q_num_heads=heads,
@@ -230,7 +169,7 @@ class _Builder(Emitter):
         attributes: dict[str, Any] = {"num_heads": heads}
         if rope.rotated != head_dim:
             attributes["rotary_embedding_dim"] = rope.rotated
-        inputs = [x, *self.rotary_tables(rope), self.sequence.positions]
+        inputs = [x, *self.rotary_tables(rope), self.control.positions]
         return self.op("RotaryEmbedding", inputs, name=role, **attributes)
 
     def rotary_tables(self, rope: Rope) -> tuple[ir.Value, ir.Value]:

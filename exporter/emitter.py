@@ -101,12 +101,27 @@ class Emitter:
         )
         self._initializers[str(tensor.name)] = value
 
+    @property
+    def nodes(self) -> Sequence[ir.Node]:
+        """All nodes so far."""
+        return self._tape.nodes
+
+    @property
+    def initializers(self) -> Sequence[ir.Value]:
+        """All constants and weights so far."""
+        return tuple(self._initializers.values())
+
+    @property
+    def inputs(self) -> Sequence[ir.Value]:
+        """All inputs so far."""
+        return self._inputs
+
     def graph(self, outputs: Sequence[ir.Value], *, name: str, opset: int) -> ir.Graph:
         return ir.Graph(
             self._inputs,
             outputs,
-            nodes=self._tape.nodes,
-            initializers=list(self._initializers.values()),
+            nodes=self.nodes,
+            initializers=self.initializers,
             opset_imports={"": opset},
             name=name,
         )

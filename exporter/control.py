@@ -1,0 +1,92 @@
+"""What a decoder computes from its control inputs alone: positions, masks and the start of the logits.
+
+Control inputs are the lengths of ``input_ids`` and the values of ``attention_mask``. One instance writes each of
+these once for a graph, whoever the graph comes from.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import onnx_ir as ir
+
+from exporter.emitter import Emitter
+
+END = 2**63 - 1
+"""How Slice spells the end."""
+
+
+class Control:
+    """Masks and positions, written where they are first asked for.
+
+    Args:
+        emitter: writes the nodes.
+        input_ids: int64 ``[B, S]``; only its length is read.
+        attention_mask: int64 ``[B, T]``, 1 for a real token.
+    """
+
+    def __init__(self, emitter: Emitter, input_ids: ir.Value, attention_mask: ir.Value) -> None:
+        self._emitter = emitter
+        self._input_ids = input_ids
+        self._attention_mask = attention_mask
+        self._masks: dict[int | None, ir.Value] = {}
+
+    @functools.cached_property
+    def total(self) -> ir.Value:
+        """T, int64 ``[1]``."""
+        return self._emitter.op("Shape", [self._attention_mask], name="total", start=1, end=2)
+
+    @functools.cached_property
+    def past(self) -> ir.Value:
+        """T − S, int64 ``[1]``."""
+        total = self.total
+        length = self._emitter.op("Shape", [self._input_ids], name="length", start=1, end=2)
+        return self._emitter.op("Sub", [total, length], name="past")
+
+    @functools.cached_property
+    def positions(self) -> ir.Value:
+        """Of the S tokens, counted over the real ones, int64 ``[B, S]``; 0 where padding comes first."""
+        emit, past, one = self._emitter, self.past, self._emitter.ints("axis_1", [1])
+        axis = emit.scalar("axis_1_scalar", 1)
+        counted = emit.op("CumSum", [self._attention_mask, axis], name="positions.count")
+        positions = emit.op("Sub", [counted, one], name="positions.total")
+        positions = emit.op("Max", [positions, emit.ints("axis_0", [0])], name="positions.clipped")
+        return emit.op("Slice", [positions, past, emit.ints("int64_max", [END]), one], name="positions")
+
+    def mask(self, window: int | None) -> ir.Value:
+        """bool ``[B, 1, S, T]``: query s may see key t. Made once for each window."""
+        if window not in self._masks:
+            emit = self._emitter
+            name = "mask" if window is None else f"mask.window_{window}"
+            seen = self._causal(name, window)
+            valid = emit.op("Cast", [self._attention_mask], name=f"{name}.valid", to=ir.DataType.BOOL)
+            valid = emit.op("Unsqueeze", [valid, emit.ints("axes_1_2", [1, 2])], name=f"{name}.valid_4d")
+            self._masks[window] = emit.op("And", [seen, valid], name=name)
+        return self._masks[window]
+
+    def _causal(self, name: str, window: int | None) -> ir.Value:
+        """bool ``[S, T]``: key t is not after query s, and within its window."""
+        emit = self._emitter
+        zero, one = emit.scalar("zero", 0), emit.scalar("one", 1)
+        total = emit.op("Squeeze", [self.total], name=f"{name}.total")
+        past = emit.op("Squeeze", [self.past], name=f"{name}.past")
+        keys = emit.op("Range", [zero, total, one], name=f"{name}.keys")
+        queries = emit.op("Range", [past, total, one], name=f"{name}.queries")
+        queries = emit.op("Unsqueeze", [queries, emit.ints("axis_1", [1])], name=f"{name}.queries_column")
+        seen = emit.op("LessOrEqual", [keys, queries], name=f"{name}.causal")
+        if window is None:
+            return seen
+        width = emit.ints(f"window_{window}", [window])
+        oldest = emit.op("Sub", [queries, width], name=f"{name}.oldest")
+        recent = emit.op("Greater", [keys, oldest], name=f"{name}.recent")
+        return emit.op("And", [seen, recent], name=f"{name}.causal_recent")
+
+
+def start_of_logits(emitter: Emitter) -> ir.Value:
+    """Start of the logits' slice, int64 ``[1]``: −n for the last n tokens, and −0 = 0 for all of them.
+
+    n is the optional input ``num_logits_to_keep``, 0 where it is not fed.
+    """
+    keep = emitter.optional_input("num_logits_to_keep", 0)
+    negative = emitter.op("Neg", [keep], name="logits.start")
+    return emitter.op("Reshape", [negative, emitter.ints("shape_1", [1])], name="logits.start_1d")

@@ -1,0 +1,277 @@
+"""Each edge of a control island is told what it is and becomes the canonical spelling of that, or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from exporter.errors import Exit, OnnxGptError
+from graph_passes import dims, facts
+from graph_passes.causal import mask_structure, positions_of
+from graph_passes.control.interface import Interface
+from graph_passes.control.island import Edge, Island, Use, island_of
+from graph_passes.control.masks import Meaning, Reading, meaning_of
+from graph_passes.control.probe import Runner
+from graph_passes.control.rewrite import Canonical
+from graph_passes.control.tables import (
+    Lookup,
+    Positions,
+    Table,
+    context_of,
+    lookup_of,
+    positions_of_tokens,
+    reads_rows,
+    table_of,
+)
+from graph_passes.evaluate import CannotEvaluate
+from graph_passes.matching import attribute, role_of
+from graph_passes.outcome import Outcome
+from graph_passes.shapes import Shape
+
+ON_THE_WAY = frozenset(["Add", "Sub", "Where", "Cast", "Identity", "Mul", "Div"])
+"""What may lie between a mask and the softmax that it is for."""
+
+
+def rewrite_edges(model: ir.Model, interface: Interface, context_length: int = 0) -> tuple[Outcome, ir.Value]:
+    """Rewrite all edges that can be told. Gives also the attention mask, which is an input of the graph where any edge
+    needs one.
+
+    Args:
+        context_length: rows of rotary tables; 0 for as many as the graph's own tables have.
+
+    Raises:
+        OnnxGptError: ``context-length-unknown`` (exit 2) for a graph that computes its rotary tables itself and does
+            not say how far.
+    """
+    island = island_of(model.graph, interface)
+    runner = Runner(model, interface, island)
+    work = _Work(model, runner, island, Canonical(model, interface), context_length)
+    work.take_masks()
+    work.take_rows()
+    work.canonical.splice()
+    return Outcome(work.fired, tuple(work.refused)), work.canonical.attention_mask
+
+
+def is_canonical(value: ir.Value | None) -> bool:
+    """Whether a value is spelled as `graph_passes.control.rewrite` spells it."""
+    node = value.producer() if value is not None else None
+    if node is None or value is None:
+        return False
+    if node.op_type == "Where":
+        value = node.inputs[0]
+        return value is not None and not isinstance(mask_structure(value), str)
+    if node.op_type == "Gather":
+        return positions_of(node.inputs[1]) is not None
+    if node.op_type in ("Concat", "Neg", "Reshape", "Unsqueeze"):
+        parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        return all(map(is_canonical, parts))
+    return not isinstance(mask_structure(value), str) or positions_of(value) is not None
+
+
+Found = Meaning | Table | Lookup | Positions | str
+"""What an edge is to a node that uses it, or why that is not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """A use of a mask, and what the mask means."""
+
+    use: Use
+    data: ir.Value
+    meaning: Meaning
+
+
+class _Work:
+    """One graph's edges."""
+
+    def __init__(
+        self, model: ir.Model, runner: Runner, island: Island, canonical: Canonical, context_length: int
+    ) -> None:
+        self.model = model
+        self.runner = runner
+        self.island = island
+        self.canonical = canonical
+        self.fired = 0
+        self.refused: list[str] = []
+        self._context_length = context_length
+        canonical_edges = {edge for edge in island.edges if is_canonical(edge.value)}
+        self._plain = canonical_edges | {edge for edge in island.edges if self._is_plain(edge)}
+        self._masked = {_softmax_of(use.node) for edge in canonical_edges for use in edge.uses}
+
+    def take_masks(self) -> None:
+        """Tell what masks mean, and put one canonical mask in front of each softmax for all that it had."""
+        groups: dict[ir.Node, list[Masking]] = {}
+        for use, data, meaning in self._told(rows=False):
+            if isinstance(meaning, Meaning):
+                groups.setdefault(_softmax_of(use.node), []).append(Masking(use, data, meaning))
+            else:
+                self._refuse(use, str(meaning))
+        order = {node: i for i, node in enumerate(self.model.graph)}
+        for softmax, group in groups.items():
+            group.sort(key=lambda masking: order[masking.use.node])
+            if self._mask_scores(group):
+                self._masked.add(softmax)
+
+    def take_rows(self) -> None:
+        """Tell what rotary tables and learned positions are, and look them up by the canonical positions."""
+        self.runner.padding_counts = self.runner.pads and any(
+            node.op_type in ("Softmax", "Attention") and node not in self._masked for node in self.model.graph
+        )
+        for use, _, found in self._told(rows=True):
+            node = use.node
+            if isinstance(found, str):
+                self._refuse(use, found)
+                continue
+            self.fired += 1
+            if isinstance(found, Lookup):
+                node.replace_input_with(use.index, self.canonical.learned(found))
+            elif not isinstance(found, Table):
+                node.replace_input_with(3, self.canonical.positions)
+            elif node.op_type == "RotaryEmbedding":
+                node.resize_inputs(4)
+                node.replace_input_with(use.index, self.canonical.table(found))
+                node.replace_input_with(3, self.canonical.positions)
+            else:
+                node.replace_input_with(use.index, self.canonical.rows(found))
+
+    def _told(self, *, rows: bool) -> Iterator[tuple[Use, ir.Value, Found]]:
+        """Uses of masks, or of rows by position, with the data that they meet and what they are. Uses of one kind of
+        one edge share what is found."""
+        for edge in self.island.edges:
+            if edge in self._plain:
+                continue
+            found: dict[object, Found] = {}
+            for use in edge.uses:
+                data = self._data(use)
+                sizes = None if data is None else _sizes(use, data)
+                if data is None or sizes is None or self._is_row(edge, use, sizes) != rows:
+                    if not rows and (data is None or sizes is None):
+                        self._refuse(
+                            use, "it meets no data, or more than one, or data whose shape is unknown"
+                        )
+                    continue
+                key = _reading(use, data), len(sizes), sizes[:1]
+                if key not in found:
+                    tell = self._row if rows else self._mask
+                    found[key] = tell(edge, use, data, sizes)
+                yield use, data, found[key]
+
+    def _is_row(self, edge: Edge, use: Use, sizes: Shape) -> bool:
+        if use.node.op_type == "Add":
+            return len(sizes) == 3 and reads_rows(self.runner.piece([edge.value]))
+        return use.node.op_type in ("Mul", "RotaryEmbedding")
+
+    def _mask(self, edge: Edge, use: Use, data: ir.Value, sizes: Shape) -> Found:
+        reading = _reading(use, data)
+        if reading is None:
+            return f"nothing is known that {use.node.op_type} would do with it"
+        if len(sizes) < 4 or sizes[0] != dims.symbol(dims.BATCH):
+            return f"it meets {' x '.join(map(str, sizes))}, not scores of a batch by head"
+        return meaning_of(self.runner, edge.value, reading, len(sizes))
+
+    def _row(self, edge: Edge, use: Use, data: ir.Value, sizes: Shape) -> Found:
+        if use.node.op_type == "Add":
+            return lookup_of(self.runner, edge.value, sizes)
+        if use.index == 3:
+            return positions_of_tokens(self.runner, edge.value)
+        return table_of(self.runner, edge.value, sizes, lambda: self._context(edge))
+
+    def _mask_scores(self, group: list[Masking]) -> bool:
+        """Mask the scores of one softmax, or refuse to."""
+        last, meanings = group[-1].use.node, [masking.meaning for masking in group]
+        is_causal = bool(attribute(last, "is_causal", 0)) and not self.runner.has_past
+        if not (is_causal or any(meaning.causal for meaning in meanings)):
+            self._refuse(group[-1].use, "its mask lets a token see later ones")
+            return False
+        if self.runner.pads and not any(meaning.valid for meaning in meanings):
+            self._refuse(group[-1].use, "its mask lets a token see padding")
+            return False
+        window = min((meaning.window for meaning in meanings if meaning.window is not None), default=None)
+        if last.op_type == "Attention":
+            last.replace_input_with(3, self.canonical.mask(window))
+            last.attributes.pop("is_causal", None)
+        else:
+            data = group[-1].data
+            rank, dtype = len(facts.dims(data) or ()), data.dtype or ir.DataType.FLOAT
+            self._become_sum(last, data, self.canonical.bias(window, rank, dtype))
+        for masking in group[:-1]:
+            ir.convenience.replace_all_uses_with(masking.use.node.outputs[0], masking.data)
+        self.fired += len(group)
+        return True
+
+    def _become_sum(self, node: ir.Node, data: ir.Value, bias: ir.Value) -> None:
+        graph = self.model.graph
+        add = ir.node("Add", [data, bias], name=node.name, metadata_props=dict(node.metadata_props))
+        add.outputs[0].name = node.outputs[0].name
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [add], node.outputs, add.outputs)
+
+    def _data(self, use: Use) -> ir.Value | None:
+        """The data that an edge meets in a node: scores, or what is rotated, or embeddings; None unless it is one."""
+        node = use.node
+        if node.op_type in ("Attention", "RotaryEmbedding"):
+            return node.inputs[0]
+        others = [
+            value for i, value in enumerate(node.inputs) if i != use.index and value in self.island.data
+        ]
+        return others[0] if len(others) == 1 else None
+
+    def _is_plain(self, edge: Edge) -> bool:
+        """Whether an edge is one number on every call: a scale, or a length."""
+        try:
+            piece = self.runner.piece([edge.value])
+            arrays = [self.runner.run(piece, probe)[0] for probe in self.runner.probes[:2]]
+        except CannotEvaluate:
+            return False  # what is wrong is said where it is told what the edge is
+        first = arrays[0].reshape(-1)[:1]
+        return all(array.size == 1 for array in arrays) or all((array == first).all() for array in arrays)
+
+    def _context(self, edge: Edge) -> int:
+        if self._context_length:
+            return self._context_length
+        sizes = [context_of(self.runner.piece([other.value])) for other in self.island.edges]
+        known = [size for size in sizes if size is not None]
+        if not known:
+            raise OnnxGptError(
+                "context-length-unknown",
+                f"the graph computes its rotary positions ({edge.value.name}) and does not say how many there may be",
+                "say it with --context-length, as max_position_embeddings in the model's config.json",
+                exit=Exit.USAGE,
+            )
+        return min(known)
+
+    def _refuse(self, use: Use, reason: str) -> None:
+        value = use.node.inputs[use.index]
+        self.refused.append(f"{role_of(use.node)}: {value.name if value is not None else ''}: {reason}")
+
+
+def _reading(use: Use, data: ir.Value) -> Reading | None:
+    """How a node would take a mask; None for one that takes none."""
+    node = use.node
+    if node.op_type == "Attention":
+        value = node.inputs[3]
+        return "seen" if value is not None and value.dtype == ir.DataType.BOOL else "added"
+    if node.op_type == "Where" and use.index == 0:
+        return "seen" if node.inputs[1] is data else "hidden"
+    if node.op_type == "Add":
+        return "added"
+    return "subtracted" if node.op_type == "Sub" and use.index == 1 else None
+
+
+def _sizes(use: Use, data: ir.Value) -> Shape | None:
+    """Dims of the data; for operators those of the scores inside, or of the tables that they want."""
+    sizes = facts.dims(data)
+    if sizes is None or use.node.op_type not in ("Attention", "RotaryEmbedding"):
+        return sizes
+    return (
+        (sizes[0], 0, 0, 0) if use.node.op_type == "Attention" else (sizes[0], dims.symbol(dims.SEQUENCE), 0)
+    )
+
+
+def _softmax_of(node: ir.Node) -> ir.Node:
+    """The softmax for which a node masks scores; the node itself where it is for none."""
+    at = node
+    while at.op_type in ON_THE_WAY and len(at.outputs[0].uses()) == 1:
+        at = next(iter(at.outputs[0].uses()))[0]
+    return at if at.op_type == "Softmax" else node
