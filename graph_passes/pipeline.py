@@ -12,16 +12,19 @@ import functools
 import inspect
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal, Protocol, cast
 
 import onnx_ir as ir
 
 from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
+from graph_passes.difference import Before, record_differences
+from graph_passes.facts import annotate
 from graph_passes.invariants import Snapshot, check
-from graph_passes.outcome import Outcome
-from graph_passes.shapes import infer_shapes
+from graph_passes.outcome import NearMiss, Outcome
+from graph_passes.proof import Proof, prove
+from graph_passes.witness import recording
 
 Kind = Literal["exact", "fp", "lossy"]
 Option = bool | int | float | str
@@ -32,7 +35,8 @@ class Pass(Protocol):
 
     ``KIND`` is what the rewrite does to values: ``exact`` keeps every bit, ``fp`` reorders float arithmetic
     (error at most 4× that of the unfused graph against float64), ``lossy`` changes them and has to be asked
-    for.
+    for. A pass with ``INTERFACE = True`` gives the graph other inputs and outputs. What it does cannot be proven on
+    two sides with the same inputs: it tells by itself, on calls of the graph, that it may.
     """
 
     __name__: str
@@ -62,8 +66,10 @@ class PassReport:
     Attributes:
         fired: rewrites made.
         refused: rewrites that nearly applied, each with the condition that failed.
+        misses: the same with its parts (`Outcome`).
         nodes_before, nodes_after: nodes of the graph.
         seconds: wall time, checks included.
+        proof: what running both sides of its rewrites said; None where that was not asked for.
     """
 
     name: str
@@ -73,6 +79,8 @@ class PassReport:
     nodes_before: int
     nodes_after: int
     seconds: float
+    proof: Proof | None = None
+    misses: tuple[NearMiss, ...] = ()
 
 
 @functools.cache
@@ -113,23 +121,40 @@ def to_text(steps: Sequence[Step]) -> str:
     return ", ".join(map(str, steps))
 
 
-def run_pipeline(model: ir.Model, pipeline: str | Sequence[Step]) -> tuple[PassReport, ...]:
+def run_pipeline(
+    model: ir.Model, pipeline: str | Sequence[Step], *, verify: bool = True
+) -> tuple[PassReport, ...]:
     """Run passes on a model, which is changed in place. No weight is read.
 
+    Args:
+        verify: run what each pass took away and what it put there, on the same data (`graph_passes.proof`).
+
     Raises:
-        OnnxGptError: ``pipeline-invalid`` (exit 2).
+        OnnxGptError: ``pipeline-invalid`` (exit 2); ``rewrite-wrong`` (exit 1), with the model half changed.
     """
     steps = parse(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
-    infer_shapes(model)
-    return tuple(_run(model, step) for step in steps)
+    annotate(model)
+    seen = set[Hashable]() if verify else None
+    return tuple(_run(model, step, seen) for step in steps)
 
 
-def _run(model: ir.Model, step: Step) -> PassReport:
+def _run(model: ir.Model, step: Step, seen: set[Hashable] | None) -> PassReport:
+    """One pass and its checks. Rewrites whose structure is in ``seen`` have been proven by an earlier pass."""
     rewrite = passes_by_name()[step.name]
     started = time.perf_counter()
     before = Snapshot.of(model)
-    outcome = rewrite.apply(model, **dict(step.options))
-    check(model, before, step.name)
+    proof = None
+    interface = getattr(rewrite, "INTERFACE", False)
+    if seen is None or interface:
+        outcome = rewrite.apply(model, **dict(step.options))
+        check(model, before, step.name, interface=interface)
+    else:
+        structure = Before(model)
+        with recording(model, seen) as recorder:
+            outcome = rewrite.apply(model, **dict(step.options))
+        check(model, before, step.name)
+        record_differences(structure, model, recorder)
+        proof = prove(recorder.witnesses, step.name, rewrite.KIND)
     return PassReport(
         step.name,
         rewrite.KIND,
@@ -138,6 +163,8 @@ def _run(model: ir.Model, step: Step) -> PassReport:
         before.nodes,
         model.graph.num_nodes(),
         time.perf_counter() - started,
+        proof,
+        outcome.misses,
     )
 
 
