@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from exporter.weights import Weight
 
@@ -34,6 +37,25 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class GraphSource:
+    """A decoder's graph as somebody else exported it.
+
+    Attributes:
+        uri: the source as the user named it.
+        path: the ``.onnx`` file.
+        read: gives the graph, a new one at each call: float32, weights unread.
+        config: the keys of the ``config.json`` beside it; empty where there is none.
+        files: tokenizer and generation files beside it, by name.
+    """
+
+    uri: str
+    path: Path
+    read: Callable[[], ir.Model]
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModuleSource:
     """A user's own ``torch.nn.Module``: tokens ``[B, S]`` int64 in, logits ``[B, S, V]`` out.
 
@@ -46,3 +68,7 @@ class ModuleSource:
     uri: str
     factory: Callable[[], Any]
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+Opened = Checkpoint | GraphSource | ModuleSource
+"""What a source gives."""

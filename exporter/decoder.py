@@ -144,6 +144,7 @@ class Decoder:
         positions: learned positions ``[context, E]``; None with rotary.
         head: ``[V, E]``; the same `Part` as `embedding` where they are tied.
         logit_softcap: logits become ``c · tanh(logits / c)``; 0 for none.
+        head_input: a map ``[E, E]`` between the last norm and the head; no checkpoint has one, a rotation makes it.
     """
 
     family: str
@@ -157,6 +158,7 @@ class Decoder:
     embedding_scale: float = 1.0
     positions: Part | None = None
     logit_softcap: float = 0.0
+    head_input: Linear | None = None
 
     @property
     def tied(self) -> bool:
@@ -170,6 +172,8 @@ class Decoder:
         for i, layer in enumerate(self.layers):
             yield from _parts_of(f"layers.{i}", layer)
         yield from _parts_of("norm", self.norm)
+        if self.head_input is not None:
+            yield from _parts_of("head_input", self.head_input)
         if not self.tied:
             yield "head.weight", self.head.weight
         if self.head.bias is not None:

@@ -22,10 +22,13 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from exporter.errors import rejected, unsupported
+from exporter.errors import OnnxGptError, rejected, unsupported
 
 PIECE = 32 << 20
 """Bytes of float32 read at once when a tensor is streamed."""
+
+SHORTEST_RUN = 4096
+"""Bytes of a row below which it is faster to read whole rows than a run of bytes from each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,13 @@ class Weight(abc.ABC):
     @abc.abstractmethod
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows ``[start, stop)`` as float32, shape ``[stop − start, *shape[1:]]``."""
+
+    def columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns ``[start, stop)`` of a matrix as float32, shape ``[rows, stop − start]``."""
+        out = np.empty((self.shape[0], stop - start), np.float32)
+        for a, b in self.pieces():
+            out[a:b] = self.rows(a, b)[:, start:stop]
+        return out
 
     def read(self) -> np.ndarray:
         """The whole tensor as float32."""
@@ -183,13 +193,33 @@ class Stored(Weight):
                 file, dtype, count=(stop - start) * width, offset=self.offset + start * width * dtype.itemsize
             )
         if flat.size != (stop - start) * width:
-            raise rejected(
-                "weights-corrupt",
-                f"{str(self.path)!r} ends inside {self.name}: it has changed since it was opened",
-                "let nothing write to the file meanwhile",
-            )
+            raise self._ends()
         rows = _to_float32(flat).reshape(stop - start, *self.shape[1:])
         return require_finite(rows, self.name, start)
+
+    def columns(self, start: int, stop: int) -> np.ndarray:
+        """A run of bytes from each row, where rows are long; else what other weights do."""
+        dtype, (rows, width) = STORED_DTYPES[self.dtype], self.stored_shape
+        run = (stop - start) * dtype.itemsize
+        if run < SHORTEST_RUN or stop - start == width:
+            return super().columns(start, stop)
+        flat = np.empty((rows, stop - start), dtype)
+        with self.path.open("rb") as file:
+            for row in range(rows):
+                file.seek(self.offset + (row * width + start) * dtype.itemsize)
+                if file.readinto(flat[row].view(np.uint8).data) != run:
+                    raise self._ends()
+        values = _to_float32(flat)
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = bool(np.isfinite(values.sum()))
+        return values if finite else super().columns(start, stop)  # which names the place
+
+    def _ends(self) -> OnnxGptError:
+        return rejected(
+            "weights-corrupt",
+            f"{str(self.path)!r} ends inside {self.name}: it has changed since it was opened",
+            "let nothing write to the file meanwhile",
+        )
 
 
 def _to_float32(array: np.ndarray) -> np.ndarray:
@@ -354,10 +384,10 @@ class Transposed(Weight):
         return columns, rows
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        out = np.empty((stop - start, self.base.shape[0]), np.float32)
-        for a, b in self.base.pieces():
-            out[:, a:b] = self.base.rows(a, b)[:, start:stop].T
-        return out
+        return np.ascontiguousarray(self.base.columns(start, stop).T)
+
+    def columns(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.base.rows(start, stop).T)
 
 
 def transposed(weight: Weight) -> Weight:
@@ -407,9 +437,10 @@ class WeightTensor(ir.LazyTensor):
 
     def tofile(self, file: IO[bytes]) -> None:
         """Stream the tensor: by rows as it lies, or by columns of the whole matrix when it is transposed."""
-        if not self.transpose:
-            for start, stop in self.weight.pieces():
-                file.write(self.weight.rows(start, stop).data.cast("B"))
+        if not self.transpose or isinstance(self.weight, Transposed):
+            lies = transposed(self.weight) if self.transpose else self.weight
+            for start, stop in lies.pieces():
+                file.write(lies.rows(start, stop).data.cast("B"))
             return
         whole = self.weight.read()
         step = max(1, (4 << 20) // (4 * whole.shape[0]))

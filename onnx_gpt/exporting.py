@@ -3,55 +3,161 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.build import build
-from exporter.checkpoint import Checkpoint, ModuleSource
+from exporter.checkpoint import GraphSource, ModuleSource, Opened
 from exporter.decoder import Decoder
-from exporter.errors import rejected, unsupported
+from exporter.errors import OnnxGptError, rejected, unsupported
 from exporter.families import describe, family_of
 from exporter.match import match_weights
+from exporter.weights import Weight
+from graph_passes import PassReport, facts
+from onnx_gpt.bundle.reading import CONTEXT_KEYS
+from onnx_gpt.bundle.targets import target as target_of
 
-MODULE_PIPELINE = "fold, clean"
-"""Passes for a graph that torch exported: what holds for any graph."""
+CANONICAL_PIPELINE = (
+    "inline, fold, shapes, linear, fold, control{context}, shapes, canonical, unpack, fold, cache, roles"
+)
+"""From a graph that somebody else exported to the canonical one; ``{context}`` is filled in by `pipeline_of`."""
+
+CONTRACT = re.compile(r"input_ids|attention_mask|num_logits_to_keep|past_key_values\.\d+\.(key|value)")
+"""Inputs of the graph's contract (docs/architecture.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A graph and what is known of it. ``decoder`` is None for a user's own module."""
+    """A graph and what is known of it.
+
+    Attributes:
+        decoder: None for a graph that we have not built ourselves.
+        context_length: tokens that the model was made for; None where nobody has said it.
+        module: the user's ``torch.nn.Module``, where the graph is one's.
+    """
 
     model: ir.Model
     decoder: Decoder | None
     family: str
     parameters: int
     vocab_size: int
+    context_length: int | None
     module: Any = None
 
 
-def export(opened: Checkpoint | ModuleSource, context_length: int | None = None) -> Exported:
-    """The canonical graph, its weights unread; a module's graph as torch gives it."""
+Transform = Callable[[Decoder, Mapping[str, Weight]], tuple[Decoder, Mapping[str, Weight]]]
+"""A change of a decoder and its weights that leaves its function as it is."""
+
+
+def export(
+    opened: Opened, context_length: int | None = None, *, transform: Transform | None = None
+) -> Exported:
+    """The canonical graph, its weights unread; a foreign graph as it is, in float32.
+
+    Args:
+        transform: applied to a checkpoint's decoder before its graph is built; other sources have none.
+    """
     if isinstance(opened, ModuleSource):
-        return _export_module(opened)
+        return _export_module(opened, context_length)
+    if isinstance(opened, GraphSource):
+        return _export_graph(opened, context_length)
     decoder = describe(opened)
     family = family_of(opened)
     weights = match_weights(decoder, opened.weights, getattr(family, "IGNORED", ()))
-    _require_tokenizer_fits(opened, decoder)
-    if context_length is not None and not 0 < context_length <= decoder.context_length:
-        raise rejected(
-            "context-too-long",
-            f"the model was trained for {decoder.context_length} tokens, {context_length} are asked for",
-            "lower --context-length",
-        )
-    model = build(decoder, weights, context_length=context_length)
+    _require_tokenizer_fits(opened.files, decoder.vocab_size)
+    context = _context_length(decoder.context_length, context_length)
+    changed, weights = transform(decoder, weights) if transform is not None else (decoder, weights)
+    model = build(changed, weights, context_length=context_length)
     stored = {part.name: part.stored_shape for _, part in decoder.parts()}
     parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in stored.values())
-    return Exported(model, decoder, decoder.family, parameters, decoder.vocab_size)
+    return Exported(model, decoder, decoder.family, parameters, decoder.vocab_size, context)
 
 
-def _export_module(opened: ModuleSource) -> Exported:
+def pipeline_of(exported: Exported, asked: str | None, target: str) -> str:
+    """The passes that are asked for, else the target's; a foreign graph is made canonical first."""
+    if asked is not None:
+        return asked
+    lowering = target_of(target).PIPELINE
+    if exported.decoder is not None:
+        return lowering
+    context = exported.context_length
+    canonical = CANONICAL_PIPELINE.replace("{context}", f"{{context_length={context}}}" if context else "")
+    return f"{canonical}, {lowering}"
+
+
+def require_contract(model: ir.Model, passes: Sequence[PassReport]) -> None:
+    """Check that a graph takes what the contract says and nothing else.
+
+    Raises:
+        OnnxGptError: ``contract-unmet`` (exit 3), with what the passes could not make canonical.
+    """
+    strange = [str(value.name) for value in model.graph.inputs if not CONTRACT.fullmatch(str(value.name))]
+    if strange or all(value.name != "logits" for value in model.graph.outputs):
+        what = f"has inputs {', '.join(strange)}" if strange else "gives no logits"
+        raise unsupported(
+            "contract-unmet",
+            f"after all passes the graph still {what}, which no runtime of a bundle knows",
+            "export the model in one of the ways that docs/architecture.md names",
+            tuple(f"{entry.name}: {reason}" for entry in passes for reason in entry.refused),
+        )
+
+
+def _export_graph(opened: GraphSource, context_length: int | None) -> Exported:
+    model = opened.read()
+    stated = next((opened.config[key] for key in CONTEXT_KEYS if key in opened.config), None)
+    if stated is not None and not (isinstance(stated, int) and stated > 0):
+        raise rejected(
+            "config-invalid",
+            f"config.json states a context of {stated!r} tokens",
+            "write a whole number above 0",
+        )
+    context = _context_length(stated, context_length)
+    vocab = _vocab_size(model)
+    _require_tokenizer_fits(opened.files, vocab)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    parameters = sum(tensor.size for tensor in tensors if tensor is not None)
+    return Exported(model, None, str(opened.config.get("model_type", "graph")), parameters, vocab, context)
+
+
+def _context_length(stated: int | None, asked: int | None) -> int | None:
+    if asked is not None and not 0 < asked <= (stated or asked):
+        raise rejected(
+            "context-too-long",
+            f"the model was trained for {stated} tokens, {asked} are asked for",
+            "lower --context-length",
+        )
+    return asked or stated
+
+
+def _vocab_size(model: ir.Model) -> int:
+    facts.annotate(model)
+    logits = logits_of(model.graph)
+    sizes = facts.dims(logits)
+    if sizes is None or len(sizes) != 3 or not isinstance(sizes[-1], int):
+        raise interface_unknown(f"its output {logits.name!r} is {sizes}, not logits [B, S, V]")
+    return sizes[-1]
+
+
+def logits_of(graph: ir.Graph) -> ir.Value:
+    """The output that holds the logits: the one called so, or the first."""
+    return next((value for value in graph.outputs if value.name == "logits"), graph.outputs[0])
+
+
+def interface_unknown(what: str) -> OnnxGptError:
+    """The refusal of a graph that does not take and give what a decoder does."""
+    return unsupported(
+        "interface-unknown",
+        f"the graph is no decoder: {what}",
+        "export the model with input_ids [batch, sequence] and, where it needs them, attention_mask, "
+        "position_ids and past keys and values; logits [batch, sequence, vocabulary] and present ones",
+    )
+
+
+def _export_module(opened: ModuleSource, context_length: int | None) -> Exported:
     from exporter.sources import module as module_source
 
     module = module_source.instantiate(opened)
@@ -65,15 +171,15 @@ def _export_module(opened: ModuleSource) -> Exported:
             "the module's logits have no fixed last dimension",
             "return [B, S, V] logits",
         )
-    return Exported(model, None, "module", parameters, vocab, module)
+    return Exported(model, None, "module", parameters, vocab, context_length, module)
 
 
-def opened_config(opened: Checkpoint | ModuleSource) -> dict[str, Any]:
-    return dict(opened.config) if isinstance(opened, Checkpoint) else {"architectures": ["module"]}
+def opened_config(opened: Opened) -> dict[str, Any]:
+    return {"architectures": ["module"]} if isinstance(opened, ModuleSource) else dict(opened.config)
 
 
-def _require_tokenizer_fits(checkpoint: Checkpoint, decoder: Decoder) -> None:
-    raw = checkpoint.files.get("tokenizer.json")
+def _require_tokenizer_fits(files: Mapping[str, bytes], vocab_size: int) -> None:
+    raw = files.get("tokenizer.json")
     if raw is None:
         return
     from tokenizers import Tokenizer
@@ -83,9 +189,9 @@ def _require_tokenizer_fits(checkpoint: Checkpoint, decoder: Decoder) -> None:
     except Exception as error:  # the library raises bare Exception for a malformed file
         raise rejected("tokenizer-invalid", f"tokenizer.json: {error}", "restore the file") from error
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= decoder.vocab_size:
+    if largest >= vocab_size:
         raise rejected(
             "tokenizer-too-large",
-            f"the tokenizer has token id {largest}, the model has {decoder.vocab_size} rows",
+            f"the tokenizer has token id {largest}, the model has {vocab_size} rows",
             "use the tokenizer that the model was trained with",
         )

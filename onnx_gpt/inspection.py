@@ -12,9 +12,9 @@ import onnx_ir as ir
 from exporter import sources
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder
-from exporter.errors import rejected
 from exporter.families import describe, family_of
 from exporter.match import match_weights
+from exporter.onnx_format.reader import read_file
 from exporter.weights import Stored
 from graph_passes.lint import lint
 
@@ -78,12 +78,7 @@ def _stored_as(weight: Any) -> str:
 
 
 def _graph_facts(path: Path) -> dict[str, Any]:
-    try:
-        model = ir.load(path)
-    except Exception as error:  # the protobuf and IR layers raise many kinds for a malformed file
-        raise rejected(
-            "onnx-invalid", f"{path} is not a readable ONNX model: {error}", "export it again"
-        ) from error
+    model = read_file(path)
     ops = collections.Counter(
         f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph
     )

@@ -1,7 +1,7 @@
 """Where models come from. A source is a file here, found because it exists.
 
 It offers ``claims(uri) → bool`` (from the name and the file's first bytes alone) and
-``load(uri) → Checkpoint | ModuleSource``. Exactly one source claims a uri.
+``load(uri) → Opened``. Exactly one source claims a uri.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Protocol, cast
 
-from exporter.checkpoint import Checkpoint, ModuleSource
+from exporter.checkpoint import Opened
 from exporter.discovery import modules_of
 from exporter.errors import rejected
 
@@ -21,7 +21,7 @@ class Source(Protocol):
     def claims(uri: str) -> bool: ...
 
     @staticmethod
-    def load(uri: str) -> Checkpoint | ModuleSource: ...
+    def load(uri: str) -> Opened: ...
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def sources() -> tuple[Source, ...]:
     return tuple(cast(Source, module) for module in modules_of(__name__).values())
 
 
-def load(uri: str) -> Checkpoint | ModuleSource:
+def load(uri: str) -> Opened:
     """Open a source. Reads headers, not weights.
 
     Raises:
@@ -41,6 +41,6 @@ def load(uri: str) -> Checkpoint | ModuleSource:
     raise rejected(
         "source-unknown",
         f"{uri!r} is not a model that onnx-gpt can open",
-        "give a checkpoint directory, a .gguf or .pt file, hf:org/name, module:package.module:factory, "
+        "give a checkpoint directory, a .gguf, .pt or .onnx file, hf:org/name, module:package.module:factory, "
         "or sample:tiny / sample:smollm2",
     )

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from exporter.checkpoint import ModuleSource
 from exporter.errors import Exit, OnnxGptError, rejected
+from exporter.onnx_format.reader import take_in
 
 PREFIX = "module:"
 
@@ -102,6 +103,7 @@ def export(module: Any) -> ir.Model:
     assert program is not None
     model: ir.Model = program.model
     _name_contract(model)
+    take_in(model)
     return model
 
 

@@ -10,6 +10,9 @@ import numpy as np
 
 Cache = dict[str, np.ndarray]
 
+CACHE_DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+"""Types that a bundle of ours keeps its cache in."""
+
 
 class Candidate:
     """An ONNX decoder under test.
@@ -31,7 +34,12 @@ class Candidate:
         self.cached = any(name.startswith("past_key_values") for name in self.inputs)
 
     def run(
-        self, tokens: np.ndarray, mask: np.ndarray | None = None, past: Mapping[str, np.ndarray] | None = None
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray | None = None,
+        past: Mapping[str, np.ndarray] | None = None,
+        *,
+        keep: int = 0,
     ) -> tuple[np.ndarray, Cache]:
         """One forward pass.
 
@@ -39,17 +47,20 @@ class Candidate:
             tokens: int64 ``[B, S]``.
             mask: int64 ``[B, T]``, 1 for real tokens; all real by default.
             past: a cache that `run` returned; empty by default.
+            keep: give the last so many tokens' logits alone, where the graph has a cache; 0 for all.
 
         Returns:
-            logits ``[B, S, V]`` float32 and the cache after these tokens.
+            logits ``[B, S, V]`` float32 and the cache after these tokens, in the graph's own type.
         """
-        if not self.cached:
-            return self.session.run(["logits"], {"input_ids": tokens})[0], {}
         past = past or self._empty_cache(len(tokens))
-        seen = next(iter(past.values())).shape[2]
-        if mask is None:
-            mask = np.ones((len(tokens), seen + tokens.shape[1]), np.int64)
-        feeds = {"input_ids": tokens, "attention_mask": mask, **past}
+        seen = next(iter(past.values())).shape[2] if past else 0
+        feeds = {"input_ids": tokens, **past}
+        if "attention_mask" in self.inputs:
+            feeds["attention_mask"] = (
+                np.ones((len(tokens), seen + tokens.shape[1]), np.int64) if mask is None else mask
+            )
+        if keep:
+            feeds["num_logits_to_keep"] = np.array(keep, np.int64)
         outputs = dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
         logits = outputs.pop("logits")
         return logits, {
@@ -58,7 +69,7 @@ class Candidate:
 
     def _empty_cache(self, batch: int) -> Cache:
         return {
-            name: np.zeros((batch, value.shape[1], 0, value.shape[3]), np.float32)
+            name: np.zeros((batch, value.shape[1], 0, value.shape[3]), CACHE_DTYPES[value.type])
             for name, value in self.inputs.items()
             if name.startswith("past_key_values")
         }

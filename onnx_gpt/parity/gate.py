@@ -20,15 +20,23 @@ FLOAT_TIE = 1e-3
 
 DEFAULT_LIMITS: dict[str, Limits] = {
     "none": Limits(max_kl=1e-6, min_top1=1.0, max_perplexity_ratio=1.0001),
+    "none, int8 cache": Limits(max_kl=0.01, min_top1=0.95, max_perplexity_ratio=1.01),
     "int8": Limits(max_kl=0.02, min_top1=0.92, max_perplexity_ratio=1.03),
+    "w8a8": Limits(max_kl=0.05, min_top1=0.90, max_perplexity_ratio=1.05),
     "int4": Limits(max_kl=0.60, min_top1=0.50, max_perplexity_ratio=2.0),
     "keep": Limits(max_kl=0.02, min_top1=0.92, max_perplexity_ratio=1.03),
 }
 """By scheme. Float is gated at its noise; int8 and kept codes lose their activations' rounding only; int4 is judged
-for models of some 100M parameters, the hardest ones: larger models stay far below."""
+for models of some 100M parameters, the hardest ones: larger models stay far below. An int8 cache does less damage than
+any quantization of weights, so that it has limits of its own only where the weights are float."""
 
-SELF_LIMIT = {"none": 1e-6, "int8": 0.02, "int4": 0.02, "keep": 0.02}
+SELF_LIMIT = {"none": 1e-6, "none, int8 cache": 1e-3, "int8": 0.02, "w8a8": 0.02, "int4": 0.02, "keep": 0.02}
 """Mean KL by which a bundle may differ from itself in another batch or step."""
+
+
+def gate_of(quantize: str, kv_cache: str) -> str:
+    """The key of `DEFAULT_LIMITS` for a scheme of weights and a type of cache."""
+    return "none, int8 cache" if (quantize, kv_cache) == ("none", "int8") else quantize
 
 
 class ReferenceModel(Protocol):

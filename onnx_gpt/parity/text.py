@@ -76,11 +76,22 @@ def _encode_enough(tokenizer: object, text: str, wanted: int) -> list[int]:
 
 def _text(path: Path | None) -> tuple[str, str]:
     if path is None:
-        from pydoc_data.topics import topics
-
-        whole = "".join(topics.values())
-        return whole[len(whole) * CALIBRATION_FIFTHS // 5 :], "pydoc_data.topics, last fifth"
+        return _documentation()[1], "pydoc_data.topics, last fifth"
     try:
         return path.read_text("utf-8"), path.name
     except (OSError, UnicodeDecodeError) as error:
         raise rejected("text-unreadable", f"{path}: {error}", "give a readable UTF-8 text file") from error
+
+
+def calibration_text() -> str:
+    """English that evaluation never reads."""
+    return _documentation()[0]
+
+
+def _documentation() -> tuple[str, str]:
+    """Python's own documentation: what calibration and training may read, and what evaluation reads."""
+    from pydoc_data.topics import topics
+
+    whole = "".join(topics.values())
+    cut = len(whole) * CALIBRATION_FIFTHS // 5
+    return whole[:cut], whole[cut:]
