@@ -7,6 +7,8 @@ names under which the command line knows them.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from exporter.errors import Exit, OnnxGptError
@@ -61,16 +63,52 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundToNearest:
-    """Round to nearest, scales searched for the least squared error (`calibration.quantization.rtn`).
+class WeightOnly:
+    """Grids for every matrix of a model; its subclasses say how codes are chosen.
 
     Attributes:
         layers: grid of the linear maps inside layers.
         table: grid of the embedding and of the head, tied or not.
+        exceptions: other grids for some linear maps, by role: ``("ffn.down", grid)`` is that of every layer,
+            ``("layers.3.ffn.down", grid)`` or ``("layers.2?.*", grid)`` those that match. The first match counts.
     """
 
     layers: Grid
     table: Grid
+    exceptions: tuple[tuple[str, Grid], ...] = ()
+
+    def grid_of(self, role: str) -> Grid:
+        """The grid of a linear map inside a layer."""
+        for pattern, grid in self.exceptions:
+            if fnmatch.fnmatchcase(role, pattern) or role.endswith(f".{pattern}"):
+                return grid
+        return self.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundToNearest(WeightOnly):
+    """Round to nearest, scales searched for the least error of the weights (`calibration.quantization.rtn`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gptq(WeightOnly):
+    """Codes chosen for the least error of each layer's outputs on a text (`calibration.quantization.gptq`).
+
+    The table is rounded to nearest: one set of codes serves a lookup and a product.
+
+    Attributes:
+        damping: added to the diagonal of the inputs' second moment, of its mean.
+    """
+
+    damping: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Static(WeightOnly):
+    """Activations and weights in 8 bits by scales fixed beforehand (`calibration.static`), for a rotated decoder.
+
+    The grids are those of what cannot be static: ``layers`` of the down projections, ``table`` of embedding and head.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +116,26 @@ class Keep:
     """The source's own codes, scales and minima, bit for bit; what the source holds as floats stays float."""
 
 
-Scheme: TypeAlias = RoundToNearest | Keep
+Scheme: TypeAlias = WeightOnly | Keep
 
 BLOCK_SIZE = {8: 32, 4: 32}
 """Block sizes by bits where the user asks for none; measured in docs/experiments.md."""
 
-NAMES = ("int8", "int4", "keep")
+STATIC_BLOCK_SIZE = 128
+"""Block size of w8a8's down projections: their share of the model is small, and a prompt runs them a third faster than at 32."""
+
+NAMES = ("int8", "int4", "w8a8", "keep")
+METHODS = ("rtn", "gptq")
 
 
-def scheme_of(name: str, *, block_size: int | None = None, table_bits: int | None = None) -> Scheme:
+def scheme_of(
+    name: str,
+    *,
+    block_size: int | None = None,
+    table_bits: int | None = None,
+    method: str = "rtn",
+    mixed: str = "",
+) -> Scheme:
     """The scheme that ``--quantize NAME`` asks for.
 
     Args:
@@ -94,22 +143,49 @@ def scheme_of(name: str, *, block_size: int | None = None, table_bits: int | Non
         block_size: columns that share a scale; a measured default for each width.
         table_bits: width of the embedding and head; that of the layers by default. A 4-bit table does a quarter of
             int4's damage; 8 bits cost a decode step 5 % and SmolLM2 14 MB.
+        method: one of `METHODS`.
+        mixed: other widths for some roles, ``attention.v=8,ffn.down=8/128``: a pattern, bits, and a block size where it
+            is not that of the others.
 
     Raises:
         OnnxGptError: ``scheme-invalid`` (exit 2) for an unknown name, or options that do not fit the scheme.
     """
     if name not in NAMES:
         raise _invalid(f"there is no quantization scheme {name!r}", f"use one of {', '.join(NAMES)}")
+    if method not in METHODS:
+        raise _invalid(f"there is no method {method!r}", f"use one of {', '.join(METHODS)}")
     if name == "keep":
-        if block_size is not None or table_bits is not None:
-            raise _invalid("keep takes the source's own grid", "drop the block size and the table bits")
+        if block_size is not None or table_bits is not None or mixed or method != "rtn":
+            raise _invalid(
+                "keep takes the source's own grid", "drop block size, table bits, method and mixed"
+            )
         return Keep()
+    if name == "w8a8":
+        if method != "rtn" or mixed or table_bits not in (None, 8):
+            raise _invalid(
+                "w8a8 has 8 bits everywhere and rounds to nearest", "drop table bits, method and mixed"
+            )
+        return Static(Grid(8, block_size or STATIC_BLOCK_SIZE), Grid(8, BLOCK_SIZE[8]))
     bits = int(name.removeprefix("int"))
 
-    def grid(width: int) -> Grid:
-        return Grid(width, BLOCK_SIZE.get(width, 32) if block_size is None else block_size)
+    def grid(width: int, block: int | None = block_size) -> Grid:
+        return Grid(width, BLOCK_SIZE.get(width, 32) if block is None else block)
 
-    return RoundToNearest(grid(bits), grid(bits if table_bits is None else table_bits))
+    exceptions = tuple((role, grid(*widths)) for role, widths in _mixed(mixed).items())
+    kind = Gptq if method == "gptq" else RoundToNearest
+    return kind(grid(bits), grid(bits if table_bits is None else table_bits), exceptions)
+
+
+def _mixed(text: str) -> Mapping[str, tuple[int, ...]]:
+    """``attention.v=8,ffn.down=8/128`` as bits, and block sizes where there are some, by role."""
+    found: dict[str, tuple[int, ...]] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        role, _, grid = item.partition("=")
+        numbers = grid.split("/")
+        if not role or len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+            raise _invalid(f"{item!r} is no exception to a grid", "write ROLE=BITS or ROLE=BITS/BLOCK")
+        found[role] = tuple(int(number) for number in numbers)
+    return found
 
 
 def _invalid(cause: str, remedy: str) -> OnnxGptError:

@@ -34,8 +34,8 @@ that lies on a grid of powers of two keeps it.
 """
 
 _SMALLEST = np.float32(2.0**-24)
-_NORMAL = np.float32(2.0**-14)
-_LARGEST = np.float32(65504.0)
+NORMAL = np.float32(2.0**-14)
+LARGEST = np.float32(65504.0)
 
 
 def quantize(rows: np.ndarray, grid: Grid, name: str = "a weight", first_row: int = 0) -> Coded:
@@ -59,11 +59,20 @@ def quantize(rows: np.ndarray, grid: Grid, name: str = "a weight", first_row: in
     return Coded(encode(rows, scale, grid), scale, None)
 
 
-def search(rows: np.ndarray, grid: Grid, name: str, first_row: int) -> np.ndarray:
-    """The scales of `quantize` alone: float16 ``[R, ⌈K/block⌉]``."""
+def search(
+    rows: np.ndarray, grid: Grid, name: str, first_row: int, importance: np.ndarray | None = None
+) -> np.ndarray:
+    """The scales of `quantize` alone: float16 ``[R, ⌈K/block⌉]``.
+
+    Args:
+        importance: how much an error in each column counts, float32 ``[K]`` of order 1, in the place of ``|w|``: known
+            where the inputs are.
+    """
     blocks = -(-rows.shape[1] // grid.block_size)
     scale = np.empty((rows.shape[0], blocks), np.float16)
+    of_columns = None if importance is None else _blocks(importance[None], grid.block_size).T
     for start, stop in _pieces(rows):
+        counts = None if of_columns is None else np.tile(of_columns, stop - start)
         flat = _blocks(rows[start:stop], grid.block_size)
         columns = np.ascontiguousarray(flat.T)
         high, low = columns.max(axis=0), columns.min(axis=0)
@@ -71,7 +80,7 @@ def search(rows: np.ndarray, grid: Grid, name: str, first_row: int) -> np.ndarra
             require_finite(rows[start:stop], name, first_row + start)
         extreme = np.where(high > -low, high, low)
         _require_float16(extreme, grid, name)
-        found = _search(columns, extreme, grid)
+        found = _search(columns, extreme, grid, counts)
         scale[start:stop] = found.reshape(stop - start, blocks)
     return scale
 
@@ -80,11 +89,11 @@ def encode(rows: np.ndarray, scale: np.ndarray, grid: Grid) -> np.ndarray:
     """Nearest codes on a known grid: uint8 ``[R, K]``; a block whose scale is zero gets the code of zero."""
     R, K = rows.shape
     codes = np.empty((R, K), np.uint8)
-    inverse = _inverse(scale.astype(np.float32))
+    per_code = inverse(scale.astype(np.float32))
     for start, stop in _pieces(rows):
         flat = _blocks(rows[start:stop], grid.block_size)
-        q = flat * inverse[start:stop].reshape(-1, 1)
-        _round(q, grid)
+        q = flat * per_code[start:stop].reshape(-1, 1)
+        round_to(q, grid)
         q -= np.float32(grid.low)
         codes[start:stop] = q.reshape(stop - start, -1)[:, :K]
     return codes
@@ -107,7 +116,7 @@ def _blocks(rows: np.ndarray, block: int) -> np.ndarray:
 
 def _require_float16(extreme: np.ndarray, grid: Grid, name: str) -> None:
     largest = np.abs(extreme).max(initial=0)
-    if largest > _LARGEST * -grid.low:
+    if largest > LARGEST * -grid.low:
         raise rejected(
             "scale-overflow",
             f"{name} holds values up to {largest:.3g}: a {grid.bits}-bit scale is beyond float16",
@@ -115,37 +124,39 @@ def _require_float16(extreme: np.ndarray, grid: Grid, name: str) -> None:
         )
 
 
-def _search(w: np.ndarray, extreme: np.ndarray, grid: Grid) -> np.ndarray:
+def _search(w: np.ndarray, extreme: np.ndarray, grid: Grid, counts: np.ndarray | None) -> np.ndarray:
     """Scales, float16 ``[n]``, of blocks that are the columns of ``w``, float32 ``[block, n]``."""
-    inverse = _inverse(extreme)
-    weighted = _Weighted(w, extreme)
+    per_weight = inverse(extreme)
+    weighted = _Weighted(w, extreme, counts)
     best = np.full(extreme.shape, -1, np.float32)
     scale = np.zeros_like(best)
     for start in STARTS[grid.bits]:
-        product, fitted = weighted.fit(inverse * np.float32(start), grid)
+        product, fitted = weighted.fit(per_weight * np.float32(start), grid)
         product *= fitted
         better = product > best
         np.copyto(best, product, where=better)
         np.copyto(scale, fitted, where=better)
-    _, scale = weighted.fit(_inverse(scale), grid)
+    _, scale = weighted.fit(inverse(scale), grid)
     return _to_float16(scale, extreme)
 
 
 class _Weighted:
-    """Blocks ``[block, n]``, and how much an error of each weight counts: ``|w|`` over the block's largest."""
+    """Blocks ``[block, n]``, and how much an error of each counts: as given, or ``|w|`` over the block's largest."""
 
-    def __init__(self, w: np.ndarray, extreme: np.ndarray) -> None:
+    def __init__(self, w: np.ndarray, extreme: np.ndarray, counts: np.ndarray | None) -> None:
         self.w = w
-        self.importance = np.abs(w)
-        self.importance *= np.abs(_inverse(extreme))  # of order 1: no product below over- or underflows
+        if counts is None:
+            counts = np.abs(w)
+            counts *= np.abs(inverse(extreme))  # of order 1: no product below over- or underflows
+        self.importance = counts
         self.moment = self.importance * w
         self.q = np.empty_like(w)
 
-    def fit(self, inverse: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    def fit(self, per_weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         """``Σ|w|wq`` and the scale of least error ``Σ|w|wq / Σ|w|q²``, for each block's codes at 1/scale."""
         q = self.q
-        np.multiply(self.w, inverse, out=q)
-        _round(q, grid)
+        np.multiply(self.w, per_weight, out=q)
+        round_to(q, grid)
         product = np.einsum("bn,bn->n", self.moment, q)
         q *= q
         square = np.einsum("bn,bn->n", self.importance, q)
@@ -153,16 +164,17 @@ class _Weighted:
         return product, product / square
 
 
-def _round(q: np.ndarray, grid: Grid) -> None:
+def round_to(q: np.ndarray, grid: Grid) -> None:
+    """Round to the signed codes of a grid, in place."""
     np.rint(q, out=q)
     np.clip(q, np.float32(grid.low), np.float32(grid.high), out=q)
 
 
-def _inverse(scale: np.ndarray) -> np.ndarray:
+def inverse(scale: np.ndarray) -> np.ndarray:
     """1/scale, and 0 where a scale is too small for a float32 to hold its inverse times any code."""
-    inverse: np.ndarray = np.zeros_like(scale)
-    np.divide(np.float32(1), scale, out=inverse, where=np.abs(scale) >= np.float32(1e-30))
-    return inverse
+    per_code: np.ndarray = np.zeros_like(scale)
+    np.divide(np.float32(1), scale, out=per_code, where=np.abs(scale) >= np.float32(1e-30))
+    return per_code
 
 
 def _to_float16(scale: np.ndarray, extreme: np.ndarray) -> np.ndarray:
@@ -171,10 +183,10 @@ def _to_float16(scale: np.ndarray, extreme: np.ndarray) -> np.ndarray:
     Among float16's subnormals the steps are coarse, so a scale is rounded away from zero there: rounding it
     down would clip the largest weights.
     """
-    tiny = (np.abs(scale) < _NORMAL) & (extreme != 0)
+    tiny = (np.abs(scale) < NORMAL) & (extreme != 0)
     if tiny.any():
         steps = np.maximum(np.ceil(np.abs(scale) / _SMALLEST), np.float32(1))
         sign = np.where(scale == 0, -extreme, scale)
         scale = np.where(tiny, np.copysign(steps * _SMALLEST, sign), scale)
-    bounded: np.ndarray = np.clip(scale, -_LARGEST, _LARGEST)
+    bounded: np.ndarray = np.clip(scale, -LARGEST, LARGEST)
     return bounded.astype(np.float16)

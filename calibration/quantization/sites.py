@@ -7,11 +7,13 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from exporter.weights import Array, Transposed, Weight, WeightTensor
+from exporter.weights import Array, Stack, Transposed, Weight, WeightTensor
 from graph_passes.matching import MICROSOFT, attribute, either_order, is_private, producer, role_of
 
 PRODUCTS = (("", "MatMul"), (MICROSOFT, "FusedMatMul"), ("", "Gemm"), ("", "Einsum"))
 """Ops that multiply by a matrix."""
+PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+"""Roles of products that passes made of several, and of those."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Site:
     @property
     def output(self) -> ir.Value:
         return self.nodes[-1].outputs[0]
+
+    def parts(self) -> list[tuple[str, Weight]]:
+        """The linear maps that were stacked into this one, by role, from the first row to the last."""
+        stem, _, name = self.role.rpartition(".")
+        names = PACKED.get(name, ())
+        if isinstance(self.weight, Stack) and len(self.weight.parts) == len(names):
+            return [(f"{stem}.{one}", part) for one, part in zip(names, self.weight.parts, strict=True)]
+        return [(self.role, self.weight)]
 
 
 def site_of(node: ir.Node) -> Site | None:

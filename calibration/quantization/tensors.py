@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
-from typing import IO, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from calibration.quantization import rtn
-from calibration.quantization.pack import pack, packed_shape
+from calibration.quantization.pack import pack, packed_shape, unpack
 from calibration.scheme import Grid
 from exporter.weights import BlockFormat, Coded, Weight
 
@@ -60,6 +61,41 @@ class Rounding:
         if scale is None:
             return rtn.quantize(rows, self.grid, self.name, start)
         return Coded(rtn.encode(rows, scale, self.grid), scale, None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Filed:
+    """Codes that were chosen before, packed, with their scales, in files of their own.
+
+    Attributes:
+        shape: of the weight, ``(N, K)``.
+        stem: of the files ``….codes`` and ``….scale``.
+    """
+
+    format: BlockFormat
+    shape: tuple[int, int]
+    stem: Path
+
+    def append(self, coded: Coded) -> None:
+        """Add the next rows."""
+        for suffix, array in (
+            (".codes", pack(coded.codes, self.format.bits, self.format.block)),
+            (".scale", coded.scale),
+        ):
+            with self.stem.with_name(self.stem.name + suffix).open("ab") as file:
+                file.write(np.ascontiguousarray(array).data)
+
+    def coded(self, start: int, stop: int, scale: np.ndarray | None) -> Coded:
+        _, blocks, width = packed_shape(*self.shape, self.format.bits, self.format.block)
+        packed = self._rows(".codes", np.dtype(np.uint8), start, stop, blocks * width)
+        scale = self._rows(".scale", np.dtype(self.format.scale_dtype), start, stop, blocks)
+        codes = unpack(packed.reshape(stop - start, blocks, width), self.format.bits, self.shape[1])
+        return Coded(codes, scale, None)
+
+    def _rows(self, suffix: str, dtype: np.dtype[Any], start: int, stop: int, width: int) -> np.ndarray:
+        file = self.stem.with_name(self.stem.name + suffix)
+        offset = start * width * dtype.itemsize
+        return np.fromfile(file, dtype, (stop - start) * width, offset=offset).reshape(-1, width)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

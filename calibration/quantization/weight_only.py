@@ -18,7 +18,8 @@ where blocksum adds up x within each block: K/block columns instead of K.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -26,9 +27,9 @@ from calibration.quantization.keep import hides_codes, runs, takes
 from calibration.quantization.lowering import Lowering
 from calibration.quantization.sites import Site, site_of, unknown_product
 from calibration.quantization.tensors import Coder, Keeping, QuantizedWeight, Rounding
-from calibration.scheme import Keep, Scheme
+from calibration.scheme import Grid, Keep, Scheme, WeightOnly
 from exporter.errors import OnnxGptError, rejected, unsupported
-from exporter.weights import Weight, WeightTensor
+from exporter.weights import Stack, Weight, WeightTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,17 @@ class Treatment:
     reason: str = ""
 
 
-def quantize_weights(model: ir.Model, scheme: Scheme) -> tuple[Treatment, ...]:
+Coders: TypeAlias = Mapping[str, Sequence[Coder]]
+"""Codes that were chosen beforehand, by the name of the matrix: one coder for each of `pieces`."""
+
+
+def quantize_weights(model: ir.Model, scheme: Scheme, coders: Coders | None = None) -> tuple[Treatment, ...]:
     """Replace every matrix of a float32 graph by codes, in place. No weight is read: that happens in writing.
 
     After an error the graph is as it was.
+
+    Args:
+        coders: of the matrices whose codes calibration has chosen; the others are rounded to nearest.
 
     Returns:
         One treatment for each use of a weight, floats included; several where rows of one matrix differ in
@@ -76,7 +84,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> tuple[Treatment, ...]:
         )
     _refuse_unknown(graph, {site.table for site in sites})
     tables = {site.table for site in sites if site.kind == "lookup"}
-    plans = [_plan(site, scheme, site.table in tables or site.role == "head") for site in sites]
+    plans = [_plan(site, scheme, site.table in tables or site.role == "head", coders or {}) for site in sites]
     lowering = Lowering(graph)
     done: list[Treatment] = []
     for site, plan in zip(sites, plans, strict=True):
@@ -89,7 +97,21 @@ Plan = list[tuple[Weight, Coder | None, str]]
 """Rows of a matrix from top to bottom: each piece with its coder, or why it stays float."""
 
 
-def _plan(site: Site, scheme: Scheme, table: bool) -> Plan:
+def pieces(site: Site, scheme: WeightOnly) -> list[tuple[Weight, Grid]]:
+    """Rows of a layer's matrix from top to bottom, as the longest pieces that share a grid."""
+    found: list[tuple[list[Weight], Grid]] = []
+    for role, part in site.parts():
+        grid = scheme.grid_of(role)
+        if found and found[-1][1] == grid:
+            found[-1][0].append(part)
+        else:
+            found.append(([part], grid))
+    if len(found) == 1:
+        return [(site.weight, found[0][1])]
+    return [(parts[0] if len(parts) == 1 else Stack(tuple(parts)), grid) for parts, grid in found]
+
+
+def _plan(site: Site, scheme: Scheme, table: bool, coders: Coders) -> Plan:
     if isinstance(scheme, Keep):
         plan = [_kept(site, piece) for piece in runs(site.weight)]
         if site.kind == "lookup" and len(plan) > 1:
@@ -97,8 +119,10 @@ def _plan(site: Site, scheme: Scheme, table: bool) -> Plan:
         return plan
     if site.role == "positions":
         return [(site.weight, None, "a table of positions is small, and its error would reach every channel")]
-    grid = scheme.table if table else scheme.layers
-    return [(site.weight, Rounding(site.weight, grid, str(site.table.name)), "")]
+    name = str(site.table.name)
+    found = [(site.weight, scheme.table)] if table else pieces(site, scheme)
+    chosen = coders.get(name) or [Rounding(weight, grid, name) for weight, grid in found]
+    return [(weight, coder, "") for (weight, _), coder in zip(found, chosen, strict=True)]
 
 
 def _kept(site: Site, piece: Weight) -> tuple[Weight, Coder | None, str]:
@@ -140,12 +164,12 @@ def _rewrite(site: Site, plan: Plan, lowering: Lowering) -> list[Treatment]:
 
 def _quantized(site: Site, plan: Plan) -> list[QuantizedWeight | Weight]:
     stem = str(site.table.name).removesuffix(".weight")
-    pieces: list[QuantizedWeight | Weight] = []
+    done: list[QuantizedWeight | Weight] = []
     for i, (piece, coder, _) in enumerate(plan):
         name = stem if len(plan) == 1 else f"{stem}.{i}"
         rows, columns = piece.shape
-        pieces.append(piece if coder is None else QuantizedWeight(name, (rows, columns), coder))
-    return pieces
+        done.append(piece if coder is None else QuantizedWeight(name, (rows, columns), coder))
+    return done
 
 
 def _has_codes(weight: Weight) -> bool:

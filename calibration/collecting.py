@@ -1,0 +1,145 @@
+"""Runs the pieces of a decoder on calibration tokens, one piece at a time over all of them.
+
+What goes from one piece to the next lies in files, a batch after the other, and is read and written a batch at a time:
+neither the number of samples nor the number of layers shows in memory. The only file of this room that imports
+onnxruntime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.segments import Segment
+
+BATCH_TOKENS = 2048
+"""Tokens that go through a layer at once."""
+EXTERNAL = 1 << 10
+"""Bytes from which a weight lies beside the file of a piece and not in it."""
+
+DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+"""Of caches."""
+
+Report = Callable[[int, int], None]
+"""Told how many batches of how many are done."""
+
+
+class Stream:
+    """Values between two pieces, for every batch of tokens.
+
+    Args:
+        tokens: int64 ``[N, S]``, every one real.
+        folder: scratch; its files are the stream's.
+    """
+
+    def __init__(self, tokens: np.ndarray, folder: Path) -> None:
+        self.folder = folder
+        step = max(1, BATCH_TOKENS // tokens.shape[1])
+        self.batches = [tokens[i : i + step] for i in range(0, len(tokens), step)]
+        self._generation = 0
+
+    def feeds(self, batch: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Values that earlier pieces left."""
+        return {name: np.load(self._file(self._generation, name, batch)) for name in names}
+
+    def put(self, batch: int, values: Mapping[str, np.ndarray]) -> None:
+        """Leave values for the pieces that come after `advance`."""
+        for name, value in values.items():
+            file = self._file(self._generation + 1, name, batch)
+            file.parent.mkdir(exist_ok=True)
+            np.save(file, value)
+
+    def advance(self, passing: Sequence[str] = ()) -> None:
+        """What was put becomes what is fed; of what was fed, ``passing`` values stay."""
+        for name in passing:
+            for batch in range(len(self.batches)):
+                new = self._file(self._generation + 1, name, batch)
+                new.parent.mkdir(exist_ok=True)
+                self._file(self._generation, name, batch).rename(new)
+        shutil.rmtree(self.folder / str(self._generation), ignore_errors=True)
+        self._generation += 1
+
+    def _file(self, generation: int, name: str, batch: int) -> Path:
+        return self.folder / str(generation) / f"{batch}.{quote(name, safe='')}.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A segment loaded into onnxruntime.
+
+    Attributes:
+        outputs: names of the values that it gives out.
+        inputs: shape and onnxruntime's type of each, by name.
+    """
+
+    session: object
+    outputs: tuple[str, ...]
+    inputs: Mapping[str, tuple[Sequence[int | str], str]]
+
+    def run(self, tokens: np.ndarray, incoming: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, for tokens ``[B, S]`` with nothing before them."""
+        feeds = {**incoming, "input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+        for name, (shape, dtype) in self.inputs.items():
+            if name.startswith("past_key_values."):
+                feeds[name] = np.zeros((len(tokens), int(shape[1]), 0, int(shape[3])), DTYPES[dtype])
+        fed = {name: value for name, value in feeds.items() if name in self.inputs}
+        given = self.session.run(list(self.outputs), fed)  # type: ignore[attr-defined]
+        return dict(zip(self.outputs, given, strict=True))
+
+
+def load(segment: Segment, outputs: Sequence[str], folder: Path, threads: int | None = None) -> Piece:
+    """Write a segment to scratch and load it, giving out the named values of it, whichever they are.
+
+    The segment is left as it was; its weights are read while it is written, a piece at a time.
+    """
+    import onnxruntime as ort
+
+    folder.mkdir(exist_ok=True)
+    graph = segment.model.graph
+    known = {str(v.name): v for node in graph for v in node.outputs}
+    kept = list(graph.outputs)
+    graph.outputs[:] = [known[name] for name in outputs]
+    try:
+        ir.save(
+            segment.model,
+            folder / "piece.onnx",
+            external_data="piece.data",
+            size_threshold_bytes=EXTERNAL,
+            max_workers=1,
+        )
+    finally:
+        graph.outputs[:] = kept
+    options = ort.SessionOptions()
+    options.enable_cpu_mem_arena = False  # a batch's buffers go back when it is done
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # batches are long, others want the core
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(folder / "piece.onnx", options, providers=["CPUExecutionProvider"])
+    inputs = {value.name: (value.shape, value.type) for value in session.get_inputs()}
+    return Piece(session, tuple(outputs), inputs)
+
+
+def taps(segment: Segment) -> dict[str, str]:
+    """The input of each product, by the name of its matrix; lookups have none."""
+    return {str(site.table.name): str(site.input.name) for site in segment.sites() if site.kind == "multiply"}
+
+
+def run(
+    piece: Piece, segment: Segment, stream: Stream, report: Report | None = None
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Each batch's number, and its values: those the piece gives and those it was given."""
+    for batch, tokens in enumerate(stream.batches):
+        incoming = stream.feeds(batch, segment.incoming)
+        given = piece.run(tokens, incoming) if piece.outputs else {}
+        yield batch, {**incoming, **given}
+        if report is not None:
+            report(batch + 1, len(stream.batches))

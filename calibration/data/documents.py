@@ -1,0 +1,156 @@
+"""Documents of a file or a folder, one after the other; nothing is held but the one that is read.
+
+.txt and .md are one document each. A row of .jsonl, .parquet or .arrow is one: its ``text`` field, or its chat
+``messages`` as the model's own template writes them. A .npy holds tokens. A folder is its files by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from exporter.errors import Exit, OnnxGptError, rejected
+
+Document: TypeAlias = str | np.ndarray
+"""Text, or int64 tokens ``[T]``."""
+
+Render: TypeAlias = Callable[[Sequence[Mapping[str, Any]]], str]
+"""Chat messages to text."""
+
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".arrow", ".npy")
+FIELDS = ("text", "messages", "conversations")
+"""Fields of a row that are read, the first that is there."""
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files behind a path, in the order of their names.
+
+    Raises:
+        OnnxGptError: ``calibration-missing``; ``calibration-format`` for a file, or a folder without one, that is of
+            none of `SUFFIXES`.
+    """
+    if not path.exists():
+        raise rejected(
+            "calibration-missing", f"there is no {path}", "name a file or a folder of calibration text"
+        )
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in found if file.suffix in SUFFIXES and file.is_file()]
+    if not files:
+        raise rejected(
+            "calibration-format",
+            f"{path} is no text that calibration can read",
+            f"give a file, or a folder with files, of {', '.join(SUFFIXES)}",
+        )
+    return files
+
+
+def digest_of(file: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def documents_of(file: Path, render: Render | None) -> Iterator[Document]:
+    """The documents of one file; empty ones are left out.
+
+    Args:
+        render: None where the model has no chat template.
+
+    Raises:
+        OnnxGptError: ``calibration-unreadable``, ``calibration-not-utf8``, ``calibration-row``,
+            ``calibration-needs-pyarrow`` (exit 8).
+    """
+    try:
+        if file.suffix == ".npy":
+            yield _tokens(file)
+        elif file.suffix in (".txt", ".md"):
+            text = file.read_text("utf-8")
+            if text.strip():
+                yield text
+        else:
+            rows = _lines(file) if file.suffix == ".jsonl" else _table(file)
+            yield from (text for row in rows if (text := _text(row, file, render)).strip())
+    except UnicodeDecodeError as error:
+        raise rejected(
+            "calibration-not-utf8", f"{file}: {error}", "convert the file to UTF-8, for example with iconv"
+        ) from error
+    except OSError as error:
+        raise rejected("calibration-unreadable", f"{file}: {error}", "give a readable file") from error
+
+
+def _tokens(file: Path) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise rejected("calibration-unreadable", f"{file}: {error}", "save it with numpy.save") from error
+    if array.dtype.kind not in "iu":
+        raise rejected(
+            "calibration-unreadable",
+            f"{file} holds {array.dtype}, not token ids",
+            "give an array of integers",
+        )
+    flat: np.ndarray = array.reshape(-1)
+    return flat
+
+
+def _lines(file: Path) -> Iterator[Any]:
+    with file.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise _bad_row(file, f"line {number} is not JSON: {error}") from error
+
+
+def _table(file: Path) -> Iterator[Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise OnnxGptError(
+            "calibration-needs-pyarrow",
+            f"reading {file.suffix} takes pyarrow, which is not installed",
+            "pip install 'onnx-gpt[data]', or give the text as .jsonl",
+            exit=Exit.ENVIRONMENT,
+        ) from error
+    try:
+        if file.suffix == ".parquet":
+            with pq.ParquetFile(file) as table:
+                wanted = [name for name in FIELDS if name in table.schema_arrow.names]
+                for batch in table.iter_batches(batch_size=256, columns=wanted):
+                    yield from batch.to_pylist()
+        else:
+            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
+                for batch in reader:
+                    yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise rejected("calibration-unreadable", f"{file}: {error}", "give a whole file") from error
+
+
+def _text(row: Any, file: Path, render: Render | None) -> str:
+    if isinstance(row, Mapping):
+        if isinstance(row.get("text"), str):
+            return str(row["text"])
+        messages = row.get("messages", row.get("conversations"))
+        if isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages):
+            if render is None:
+                raise rejected(
+                    "chat-template-missing",
+                    f"{file} holds chat messages, and the model has no chat template",
+                    "give the conversations as plain text",
+                )
+            return render(messages)
+    raise _bad_row(file, "a row has neither a text nor chat messages")
+
+
+def _bad_row(file: Path, why: str) -> OnnxGptError:
+    return rejected(
+        "calibration-row", f"{file}: {why}", 'give rows such as {"text": "…"} or {"messages": [{"role": …}]}'
+    )

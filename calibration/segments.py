@@ -1,0 +1,117 @@
+"""A decoder's graph cut at its layers into pieces that run one after the other.
+
+The cut before a layer is the set of values that were made of tokens and are used later: with the residual stream that
+is one value, or the two that a fused sum and norm takes. What depends on lengths and masks alone is no such value:
+each piece makes it again, which costs nothing. A piece shares the unread weights of the graph that it was cut from, so
+running a model piece by piece takes the memory of its largest piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from calibration.quantization.sites import Site, site_of
+from graph_passes.matching import role_of
+
+LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One piece.
+
+    Attributes:
+        name: ``embedding``, ``layers.3``, ``head``.
+        model: a model of its own, whose tensors are those of the whole.
+        incoming: names of the values that it is given, beside the inputs of the whole.
+        outgoing: names of the values that it makes and later pieces need.
+        passing: names of the values that were there before it and later pieces need.
+    """
+
+    name: str
+    model: ir.Model
+    incoming: tuple[str, ...]
+    outgoing: tuple[str, ...]
+    passing: tuple[str, ...]
+
+    def sites(self) -> list[Site]:
+        """Products and lookups of matrices, in order."""
+        return [site for site in map(site_of, self.model.graph) if site is not None]
+
+
+def cut(model: ir.Model) -> list[Segment]:
+    """The pieces of a decoder, first to last: the embedding, each layer, the head. The model is left as it is."""
+    nodes = list(model.graph)
+    made = _made_of_tokens(nodes)
+    starts = [(0, "embedding"), *_starts(nodes)]
+    ends = [*(start for start, _ in starts[1:]), len(nodes)]
+    segments: list[Segment] = []
+    incoming: list[ir.Value] = []
+    for (start, name), end in zip(starts, ends, strict=True):
+        outgoing = [value for value in _crossing(nodes, end) if value in made]
+        own = [v for v in _taken(nodes[start:end]) if v in incoming]
+        passing = [value for value in outgoing if value in incoming]
+        outputs = [value for value in outgoing if value not in incoming]
+        if name == "head":
+            outputs = [value for value in model.graph.outputs if value.producer() in nodes[start:end]]
+        segments.append(
+            Segment(
+                name,
+                _extract(model, own, outputs),
+                *(tuple(str(value.name) for value in values) for values in (own, outputs, passing)),
+            )
+        )
+        incoming = [*outputs, *passing]
+    return segments
+
+
+def _starts(nodes: list[ir.Node]) -> Iterator[tuple[int, str]]:
+    """Where each layer begins, and the product with the head's table."""
+    layer = -1
+    head = max((i for i, node in enumerate(nodes) if _is_product(node)), default=len(nodes))
+    for i, node in enumerate(nodes):
+        found = LAYER.match(role_of(node))
+        if found and int(found[1]) > layer:
+            layer = int(found[1])
+            yield i, f"layers.{layer}"
+        elif i == head:
+            yield i, "head"
+
+
+def _is_product(node: ir.Node) -> bool:
+    site = site_of(node)
+    return site is not None and site.kind == "multiply"
+
+
+def _made_of_tokens(nodes: list[ir.Node]) -> set[ir.Value]:
+    """Values that depend on what a matrix gave; a shape does not."""
+    made: set[ir.Value] = set()
+    for node in nodes:
+        known = any(value in made for value in node.inputs) and node.op_type not in ("Shape", "Size")
+        if known or site_of(node) is not None:
+            made.update(node.outputs)
+    return made
+
+
+def _taken(nodes: list[ir.Node]) -> list[ir.Value]:
+    return list(dict.fromkeys(value for node in nodes for value in node.inputs if value is not None))
+
+
+def _crossing(nodes: list[ir.Node], end: int) -> list[ir.Value]:
+    """Values of nodes before ``end`` that nodes from there on use."""
+    before = {value for node in nodes[:end] for value in node.outputs}
+    return [value for value in _taken(nodes[end:]) if value in before]
+
+
+def _extract(model: ir.Model, incoming: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+    inputs = [*incoming, *(value for value in model.graph.inputs if value not in incoming)]
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+        graph.initializers.pop(str(value.name), None)
+    functions = [function.clone() for function in model.functions.values()]
+    return ir.Model(graph, ir_version=model.ir_version, functions=functions)

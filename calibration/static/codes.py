@@ -1,0 +1,64 @@
+"""A matrix as int8 with one scale for each output channel, the way onnxruntime's integer products want it."""
+
+from __future__ import annotations
+
+from typing import IO
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.weights import Weight
+
+LARGEST = 127
+"""Largest code in size: products of u8 and −128 are the first to saturate where sums of two have 16 bits."""
+
+
+class ChannelCodes:
+    """W ``[N, K]`` as ``s[n] · code[n, k]``, read when the file is written, by rows; scales are found once.
+
+    Attributes:
+        codes: int8 tensor ``[K, N]``, transposed for MatMul.
+        scale: float32 tensor ``[N]``, ``max |W[n]| / 127``.
+    """
+
+    def __init__(self, name: str, weight: Weight) -> None:
+        self.weight = weight
+        channels, width = weight.shape
+        self.codes: ir.TensorProtocol = _Codes(self, f"{name}.codes", (width, channels))
+        self.scale: ir.TensorProtocol = ir.LazyTensor(
+            lambda: ir.tensor(self._scales(), name=f"{name}.scale"),
+            ir.DataType.FLOAT,
+            ir.Shape([channels]),
+            name=f"{name}.scale",
+        )
+
+    def _scales(self) -> np.ndarray:
+        return np.concatenate([_scale_of(self.weight.rows(a, b)) for a, b in self.weight.pieces()])
+
+    def transposed_codes(self) -> np.ndarray:
+        """int8 ``[K, N]``."""
+        channels, width = self.weight.shape
+        out = np.empty((width, channels), np.int8)
+        for a, b in self.weight.pieces():
+            rows = self.weight.rows(a, b)
+            out[:, a:b] = np.rint(rows / _scale_of(rows)[:, None]).T
+        return out
+
+
+def _scale_of(rows: np.ndarray) -> np.ndarray:
+    largest = np.abs(rows).max(axis=1)
+    return np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
+
+
+class _Codes(ir.LazyTensor):
+    """Written without a second copy."""
+
+    def __init__(self, owner: ChannelCodes, name: str, shape: tuple[int, int]) -> None:
+        super().__init__(self._whole, ir.DataType.INT8, ir.Shape(shape), name=name)
+        self._owner = owner
+
+    def _whole(self) -> ir.TensorProtocol:
+        return ir.tensor(self._owner.transposed_codes(), name=self.name)
+
+    def tofile(self, file: IO[bytes]) -> None:
+        file.write(self._owner.transposed_codes().data.cast("B"))

@@ -1,0 +1,45 @@
+"""The second moment of a linear map's inputs, ``X·Xᵀ / T``: how much an error in its weights costs its outputs.
+
+For a map W and an error E in it, the mean square of the outputs' error over T inputs x is ``tr(E · H · Eᵀ)`` with
+``H = Σ x·xᵀ / T``, half the Hessian of that error and what it is called for short.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Hessian:
+    """What has been seen so far.
+
+    A batch's own product is taken in float32 (docs/experiments.md has its error), and batches are summed in float64,
+    so that the number of samples adds no error of its own.
+
+    Attributes:
+        total: ``Σ x·xᵀ``, float64 ``[K, K]``.
+        count: rows.
+    """
+
+    total: np.ndarray
+    count: int
+
+    @classmethod
+    def empty(cls, width: int) -> Hessian:
+        return cls(np.zeros((width, width)), 0)
+
+    def add(self, batch: np.ndarray) -> Hessian:
+        """Values ``[..., K]``."""
+        rows = np.ascontiguousarray(batch.reshape(-1, batch.shape[-1]), np.float32)
+        self.total += rows.T @ rows  # one array and its transpose: BLAS computes one half
+        self.count += len(rows)
+        return self
+
+    def merge(self, other: Hessian) -> Hessian:
+        return Hessian(self.total + other.total, self.count + other.count)
+
+    def finish(self) -> np.ndarray:
+        """``Σ x·xᵀ / T``, float64 ``[K, K]``."""
+        return self.total / max(self.count, 1)

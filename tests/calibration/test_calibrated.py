@@ -1,0 +1,139 @@
+"""Layer by layer: the pieces make up the model, codes chosen on text beat rounding, and widths follow the roles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import multiply, ops, random, run
+from tiny import tiny
+
+from calibration import collecting
+from calibration.collecting import Stream
+from calibration.quantization import calibrated, rtn
+from calibration.quantization.tensors import Filed
+from calibration.quantization.weight_only import quantize_weights
+from calibration.scheme import Gptq, Grid, RoundToNearest, scheme_of
+from calibration.segments import Segment, cut
+from calibration.statistics.hessian import Hessian
+from exporter.errors import OnnxGptError
+from exporter.families import families
+from exporter.weights import Array, BlockFormat, Stack
+from graph_passes import ORT_PIPELINE, run_pipeline
+from onnx_gpt.exporting import export
+
+GRID = Grid(4, 16)
+SCHEME = Gptq(GRID, Grid(8, 32))
+
+
+def decoder(family: str) -> ir.Model:
+    model = export(tiny(family)).model
+    run_pipeline(model, ORT_PIPELINE)
+    return model
+
+
+def tokens(count: int = 12, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 131, (count, 48))
+
+
+def outputs(model: ir.Model, ids: np.ndarray, folder: Path) -> list[np.ndarray]:
+    """Everything that a decoder gives for tokens with nothing before them; the logits come first."""
+    feeds: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for value in model.graph.inputs:
+        if str(value.name).startswith("past_key_values.") and value.shape is not None:
+            _, heads, _, width = value.shape
+            feeds[str(value.name)] = np.zeros((len(ids), heads, 0, width), np.float32)
+    return run(model, folder, **feeds)
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+def test_the_pieces_one_after_the_other_are_the_model(family: str, tmp_path: Path) -> None:
+    model, ids = decoder(family), tokens()
+    nodes = len(model.graph)
+    segments = cut(model)
+    assert [segment.name for segment in segments] == ["embedding", "layers.0", "layers.1", "head"]
+    stream = Stream(ids, tmp_path)
+    for segment in segments:
+        piece = collecting.load(segment, segment.outgoing, tmp_path / "piece")
+        for batch, values in collecting.run(piece, segment, stream):
+            stream.put(batch, {name: values[name] for name in segment.outgoing})
+        stream.advance(segment.passing)
+    (name,) = segments[-1].outgoing
+    found = np.concatenate([stream.feeds(b, [name])[name] for b in range(len(stream.batches))])
+    assert len(model.graph) == nodes
+    assert np.allclose(found, outputs(model, ids, tmp_path / "whole")[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2", "gpt_neox", "llama"])
+def test_chosen_codes_are_nearer_than_rounded_ones(family: str, tmp_path: Path) -> None:
+    other = tokens(seed=1)
+    expected = outputs(decoder(family), other, tmp_path / "float")[0]
+
+    def error(scheme: RoundToNearest | Gptq) -> float:
+        model = decoder(family)
+        folder = tmp_path / type(scheme).__name__
+        folder.mkdir()
+        known = {}
+        if isinstance(scheme, Gptq):
+            known = calibrated.calibrate(model, scheme, tokens(48), folder, lambda *_: None)
+        done = quantize_weights(model, scheme, known)
+        assert {t.bits for t in done if t.role.startswith("layers.") and len(t.shape) == 2} == {4}
+        return float(((outputs(model, other, folder / "run")[0] - expected) ** 2).mean())
+
+    assert error(SCHEME) < 0.8 * error(RoundToNearest(GRID, Grid(8, 32)))
+
+
+def test_a_layers_inputs_are_what_the_quantized_layers_before_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = decoder("llama"), tokens()
+    seen: dict[str, np.ndarray] = {}
+    collect = calibrated.collect
+
+    def watched(segment: Segment, stream: Stream, folder: Path) -> dict[str, Hessian]:
+        found = collect(segment, stream, folder)
+        seen.update({name: hessian.finish() for name, hessian in found.items()})
+        return found
+
+    monkeypatch.setattr(calibrated, "collect", watched)
+    known = calibrated.calibrate(model, SCHEME, ids, tmp_path, lambda *_: None)
+    quantize_weights(model, SCHEME, known)
+    model.graph.outputs.append(
+        next(v for node in model.graph for v in node.outputs if v.name == "layers.1.attention_norm")
+    )
+    rows = outputs(model, ids, tmp_path / "q")[-1].reshape(-1, 64)
+    expected = rows.T.astype(np.float64) @ rows / len(rows)
+    assert np.allclose(seen["layers.1.attention_norm"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_filed_codes_come_back(tmp_path: Path) -> None:
+    form, grid = BlockFormat(4, 16, False, "float16"), Grid(4, 16)
+    rows = random(20, 40).read()
+    whole = rtn.quantize(rows, grid)
+    filed = Filed(form, (20, 40), tmp_path / "w")
+    for some in (rows[:8], rows[8:]):
+        filed.append(rtn.quantize(some, grid))
+    found = filed.coded(5, 17, None)
+    assert np.array_equal(found.codes, whole.codes[5:17])
+    assert np.array_equal(found.scale, whole.scale[5:17])
+
+
+def test_roles_may_have_widths_of_their_own(tmp_path: Path) -> None:
+    parts = [Array(random(rows, 64, seed).read()) for seed, rows in enumerate((48, 16, 16))]
+    scheme = scheme_of("int4", mixed="attention.v=8,layers.3.ffn.*=8/64")
+    assert isinstance(scheme, RoundToNearest)
+    assert scheme.grid_of("layers.3.ffn.down") == Grid(8, 64)
+    assert scheme.grid_of("layers.4.ffn.down") == Grid(4, 32)
+    graph = multiply(Stack(tuple(parts)), role="layers.0.attention.qkv")
+    done = quantize_weights(graph, scheme)
+    assert [(t.shape, t.bits) for t in done] == [((64, 64), 4), ((16, 64), 8)]
+    assert ops(graph).count("MatMulNBits") == 2
+
+
+@pytest.mark.parametrize("mixed", ["v", "v=", "=8", "v=8/32/1", "v=eight", "v=3", "v=8/20"])
+def test_a_bad_exception_is_refused(mixed: str) -> None:
+    with pytest.raises(OnnxGptError) as caught:
+        scheme_of("int4", mixed=mixed)
+    assert caught.value.code == "scheme-invalid"

@@ -1,0 +1,80 @@
+"""`optimize` with calibration text: what the report says of it, the same bytes twice, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny
+
+import onnx_gpt
+from exporter import sources
+from onnx_gpt.recipe import Recipe
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Token ids for tiny decoders, which have no tokenizer."""
+    monkeypatch.setattr(sources, "load", lambda uri: tiny(uri, 0))
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(1).integers(0, 131, 9000))
+    return tmp_path / "tokens.npy"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_codes_are_chosen_on_the_text_and_the_report_names_it(
+    family: str, corpus: Path, tmp_path: Path
+) -> None:
+    limits = onnx_gpt.Limits(max_kl=0.2, min_top1=0.5, max_perplexity_ratio=1.5)
+    options = {"quantize": "int4", "calibration": corpus, "limits": limits, "tokens": 128, "table_bits": 8}
+    one, again = (onnx_gpt.optimize(family, tmp_path / name, **options) for name in ("one", "again"))
+    assert one.recipe["method"] == "gptq"
+    assert one.calibration["window"] == 64
+    assert one.calibration["windows"] == 128
+    assert list(one.calibration["files"]) == ["tokens.npy"]
+    assert one.calibration == again.calibration
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    rounded = onnx_gpt.optimize(family, tmp_path / "rtn", **(options | {"calibration": None}))
+    assert not rounded.calibration
+    assert one.parity.mean_kl < 0.8 * rounded.parity.mean_kl
+    assert one.files["model.onnx.data"] == rounded.files["model.onnx.data"]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "again", "rtn", "tokens.npy"}
+
+
+def test_text_that_parity_reads_is_refused(corpus: Path, tmp_path: Path) -> None:
+    evaluated = np.random.default_rng(0).integers(0, 131, (3, 64))  # as parity draws them without a tokenizer
+    np.save(corpus, np.concatenate([np.load(corpus), evaluated.reshape(-1)]))
+    with pytest.raises(onnx_gpt.OnnxGptError) as caught:
+        onnx_gpt.optimize("llama", tmp_path / "out", quantize="int4", calibration=corpus, tokens=128)
+    assert caught.value.code == "calibration-overlap"
+    assert {path.name for path in tmp_path.iterdir()} == {"tokens.npy"}
+
+
+def test_default_text_without_a_tokenizer_is_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(onnx_gpt.OnnxGptError) as caught:
+        onnx_gpt.optimize("llama", tmp_path / "out", quantize="int4", method="gptq")
+    assert caught.value.code == "tokenizer-missing"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quantize": "none", "calibration": Path("a.txt")},
+        {"quantize": "keep", "calibration": Path("a.txt")},
+        {"quantize": "int4", "calibration": Path("a.txt"), "method": "rtn"},
+        {"quantize": "none", "method": "gptq"},
+        {"quantize": "keep", "mixed": "ffn.down=8"},
+        {"quantize": "int4", "method": "magic"},
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(onnx_gpt.OnnxGptError) as caught:
+        Recipe(**options)  # type: ignore[arg-type]
+    assert caught.value.code == "scheme-invalid"
+
+
+def test_the_echo_says_loudly_that_no_text_was_given() -> None:
+    assert "give text of your own" in Recipe(quantize="int4", method="gptq").echo()["calibration"]
+    assert Recipe(quantize="int4", calibration=Path("a.txt")).echo()["calibration"] == "a.txt"
+    assert "calibration" not in Recipe(quantize="int4").echo()
