@@ -1,26 +1,30 @@
-"""Shapes of intermediate values, by onnx's own inference, without reading a weight."""
+"""Types and shapes that ops give, by op: exact on symbolic dims.
+
+A rule is a function of one node's inputs. It says None for a shape that it cannot know, and a dim that nothing
+tells is a symbol of its own, named after the value: two such dims are equal only if they are the same.
+
+Three things are assumed, because a decoder cannot run otherwise: a symbolic target of a Reshape is the dim itself
+and never the code for "copy this dim"; a symbolic bound of a Slice lies within a dim that is a number (positions
+lie within the context); the key-value cache of an attention grows by the tokens of the call.
+"""
 
 from __future__ import annotations
 
-import onnx
-import onnx_ir as ir
+from collections.abc import Mapping
 
+from graph_passes.inference import arithmetic, attention, movement
+from graph_passes.inference.call import Rule, Shape
+from graph_passes.matching import MICROSOFT
 
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in types and shapes that are not known yet. Shapes already there stay as they are.
+__all__ = ["RULES", "Shape"]
 
-    Works on a copy in which every weight is an input of known shape: nothing is read, and the copy is small.
-    """
-    shadow = model.graph.clone()
-    for value in list(shadow.initializers.values()):
-        tensor = value.const_value
-        if tensor is not None and (isinstance(tensor, ir.LazyTensor) or tensor.nbytes > 1024):
-            del shadow.initializers[str(value.name)]
-            value.const_value = None
-            shadow.inputs.append(value)
-    proto = ir.to_proto(ir.Model(shadow, ir_version=model.ir_version))
-    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
-    for ours, theirs in zip(model.graph, inferred.graph, strict=True):
-        for value, found in zip(ours.outputs, theirs.outputs, strict=True):
-            value.shape = value.shape if value.shape is not None else found.shape
-            value.type = value.type if value.type is not None else found.type
+RULES: Mapping[tuple[str, str], Rule] = {
+    ("", op): rule
+    for table in (arithmetic.RULES, attention.RULES, movement.RULES)
+    for op, rule in table.items()
+} | {
+    (MICROSOFT, op): rule
+    for table in (arithmetic.OF_MICROSOFT, attention.OF_MICROSOFT)
+    for op, rule in table.items()
+}
+"""Rules by domain and op. Ops that are missing here are left to onnx's own inference."""

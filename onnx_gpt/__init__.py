@@ -13,6 +13,7 @@ from onnx_gpt._version import __version__
 
 if TYPE_CHECKING:
     from exporter.errors import OnnxGptError
+    from onnx_gpt.explanation import Explanation, explain
     from onnx_gpt.generator import Generator
     from onnx_gpt.inspection import inspect
     from onnx_gpt.measuring import bench
@@ -22,18 +23,21 @@ if TYPE_CHECKING:
     from onnx_gpt.validation import validate
 
 _HOMES = {
+    "Explanation": "onnx_gpt.explanation",
     "Generator": "onnx_gpt.generator",
     "Limits": "onnx_gpt.report",
     "OnnxGptError": "exporter.errors",
     "Recipe": "onnx_gpt.recipe",
     "Report": "onnx_gpt.report",
     "bench": "onnx_gpt.measuring",
+    "explain": "onnx_gpt.explanation",
     "inspect": "onnx_gpt.inspection",
     "optimize": "onnx_gpt.pipeline",
     "validate": "onnx_gpt.validation",
 }
 
 __all__ = [
+    "Explanation",
     "Generator",
     "Limits",
     "OnnxGptError",
@@ -41,6 +45,7 @@ __all__ = [
     "Report",
     "__version__",
     "bench",
+    "explain",
     "inspect",
     "optimize",
     "validate",

@@ -34,6 +34,19 @@ class Stage(_Frozen):
     nodes: int | None = None
 
 
+class ProofFacts(_Frozen):
+    """What running both sides of a pass's rewrites said, each structure once.
+
+    ``worst`` is the largest error against float64, as a multiple of that of the graph that was replaced; 0 where none
+    was above the noise.
+    """
+
+    witnesses: int
+    proven: int
+    worst: float
+    unproven: tuple[str, ...]
+
+
 class PassFacts(_Frozen):
     name: str
     kind: str
@@ -42,6 +55,7 @@ class PassFacts(_Frozen):
     nodes_before: int
     nodes_after: int
     seconds: float
+    proof: ProofFacts | None = None
 
 
 class GraphFacts(_Frozen):
@@ -107,6 +121,7 @@ class Report(_Frozen):
     passes: tuple[PassFacts, ...]
     graph: GraphFacts
     quantization: dict[str, int] = pydantic.Field(default_factory=dict)
+    calibration: dict[str, Any] = pydantic.Field(default_factory=dict)
     files: dict[str, int]
     parity: Parity | Literal["not run"]
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graph_passes.causal import mask_structure, positions_of
 from graph_passes.lengths import Lengths, lengths
 from graph_passes.matching import MICROSOFT, attribute, is_private, make, producer, replace, role_of
-from graph_passes.outcome import Outcome
+from graph_passes.outcome import NearMiss, Outcome
 
 KIND = "fp"
 
@@ -38,18 +38,18 @@ class Match:
 
 def apply(model: ir.Model) -> Outcome:
     known: dict[ir.Value, Lengths] = {}
-    refused = []
+    misses = []
     fired = 0
     for node in [n for n in model.graph if n.op_type == "Attention" and n.domain == ""]:
         found = match(node)
         if isinstance(found, str):
-            refused.append(f"{role_of(node)}: {found}")
+            misses.append(NearMiss.of(node, found))
             continue
         if found.attention_mask not in known:
             known[found.attention_mask] = lengths(model.graph, found.attention_mask)
         rewrite(found, known[found.attention_mask])
         fired += 1
-    return Outcome(fired, tuple(refused))
+    return Outcome.of(fired, misses)
 
 
 def match(node: ir.Node) -> Match | str:
@@ -58,8 +58,10 @@ def match(node: ir.Node) -> Match | str:
     query, key, value, mask, *past = inputs
     if query is None or key is None or value is None or mask is None:
         return "it has no mask"
-    if attribute(node, "is_causal", 0) or attribute(node, "q_num_heads", 0) == 0:
-        return "is_causal is set, or q, k and v are not [B, S, H·D]"
+    if attribute(node, "is_causal", 0):
+        return "is_causal is set"
+    if attribute(node, "q_num_heads", 0) == 0:
+        return "q, k and v are not [B, S, H·D]"
     if len(node.outputs) > 3 and node.outputs[3].uses():
         return "its scores are used"
     if len(node.inputs) > 6:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from graph_passes.identities import bridge_identities
 from graph_passes.outcome import Outcome
 
 KIND = "exact"
@@ -12,7 +13,7 @@ KIND = "exact"
 
 def apply(model: ir.Model) -> Outcome:
     before = model.graph.num_nodes() + len(model.graph.initializers)
-    common.IdentityEliminationPass()(model)
+    bridge_identities(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     return Outcome(before - model.graph.num_nodes() - len(model.graph.initializers))

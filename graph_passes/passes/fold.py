@@ -1,11 +1,14 @@
-"""f(constants) ⇒ constant; equal expressions are computed once; Identity and dead code go.
+"""f(constants) ⇒ constant; equal values are computed once; Identity and dead code go.
 
-Only what is small on both sides is evaluated (`SMALL` bytes), and only by ops that give the same bits
-everywhere: integers, shapes, copies and single IEEE operations. Weights are never read. Known dims of a shape
-are constants.
+Values that follow from shapes are known as dims (`graph_passes.facts`): where those are numbers the value is a
+constant, and where they are not, one value stands for all that hold the same dims. Else only what is small on
+both sides is evaluated (`SMALL` bytes), and only by ops that give the same bits everywhere: integers, copies
+and single IEEE operations. Weights are never read.
 """
 
 from __future__ import annotations
+
+from collections.abc import Hashable
 
 import numpy as np
 import onnx
@@ -13,34 +16,105 @@ import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.matching import SMALL, attribute, constant, initializer
+from graph_passes.constants import Constants, tensor_key
+from graph_passes.dims import Dim
+from graph_passes.facts import contents, dims
+from graph_passes.identities import bridge_identities
+from graph_passes.matching import SMALL, attribute, constant, replace
 from graph_passes.outcome import Outcome
 
 KIND = "exact"
 
 FOLDED = frozenset(
     """
-    Abs Add And Cast Concat ConstantOfShape Div Equal Expand Flatten Gather Greater GreaterOrEqual Identity
+    Abs Add And Cast Concat ConstantOfShape CumSum Div Equal Expand Flatten Gather Greater GreaterOrEqual Identity
     Less LessOrEqual Max Min Mul Neg Not Or Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Shape Size
-    Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze Where Xor
+    Slice Sqrt Squeeze Sub Tile Transpose Trilu Unsqueeze Where Xor
     """.split()  # noqa: SIM905 (a table)
 )
 """Ops that numpy and every runtime compute to the same bits, with the exceptions of `_is_inexact`."""
 
+RANDOM = frozenset(
+    """
+    Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike
+    """.split()  # noqa: SIM905 (a table)
+)
+"""Ops that need not give the same twice."""
+
 
 def apply(model: ir.Model) -> Outcome:
-    graph = model.graph
-    fired = 0
-    for node in list(graph):
-        value = _constant_of(node) if node.op_type == "Constant" else _value_of(node, graph)
-        if value is not None:
-            _become(node, value)
-            fired += 1
-    before = graph.num_nodes()
-    common.IdentityEliminationPass()(model)
-    common.CommonSubexpressionEliminationPass()(model)
+    before = model.graph.num_nodes()
+    known = _Known(model.graph)
+    for node in list(model.graph):
+        known.fold(node)
+    bridge_identities(model)
     common.RemoveUnusedNodesPass()(model)
-    return Outcome(fired + before - graph.num_nodes())
+    return Outcome(known.fired + max(0, before - known.fired - model.graph.num_nodes()))
+
+
+class _Known:
+    """Values by what they are, while one walk goes through a graph in topological order."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.fired = 0
+        self.constants = Constants(graph)
+        self.dims: dict[Hashable, ir.Value] = {}
+        self.calls: dict[Hashable, ir.Node] = {}
+
+    def fold(self, node: ir.Node) -> None:
+        """Put what a node gives in its place, where that is known. A graph output keeps its node: neither a
+        constant nor a value of another name can be one."""
+        if any(output.is_graph_output() for output in node.outputs):
+            self.calls.setdefault(_call_key(node), node)
+            return
+        found = self._values(node)
+        if found is None:
+            return
+        if node.op_type == "Constant":
+            ir.convenience.replace_all_uses_with(node.outputs[0], found[0])
+            self.graph.remove(node, safe=True)
+        else:
+            replace(node, [node], [], list(zip(node.outputs, found, strict=True)))
+        self.fired += 1
+
+    def _values(self, node: ir.Node) -> list[ir.Value] | None:
+        output = node.outputs[0]
+        if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None:
+            return [node.inputs[0]]
+        tensor = _constant_of(node) if node.op_type == "Constant" else _value_of(node, self.graph)
+        if tensor is not None:
+            tensor.name = output.name
+            return [self.constants.of(tensor)]
+        if len(node.outputs) == 1:
+            key = _dims_key(output)
+            first = output if key is None else self.dims.setdefault(key, output)
+            if first is not output:
+                return [first]
+        same = self.calls.setdefault(_call_key(node), node)
+        return None if same is node else list(same.outputs)
+
+
+def _dims_key(value: ir.Value) -> Hashable | None:
+    """What an integer tensor holds, where all of it is known."""
+    held = contents(value)
+    if held is None or None in held or value.dtype is None or value.dtype.is_floating_point():
+        return None
+    return value.dtype, dims(value), held
+
+
+def _call_key(node: ir.Node) -> Hashable:
+    """Equal for nodes that compute the same."""
+    attributes: list[Hashable] = []
+    for name, given in sorted(node.attributes.items()):
+        if given.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) or given.is_ref():
+            return id(node)
+        plain = tuple(given.value) if isinstance(given.value, list) else given.value
+        attributes.append((name, tensor_key(plain) if isinstance(plain, ir.TensorProtocol) else repr(plain)))
+    if node.op_type in RANDOM:
+        return id(node)
+    outputs = tuple(output.name == "" for output in node.outputs)
+    return node.domain, node.op_type, node.overload, tuple(map(id, node.inputs)), outputs, tuple(attributes)
 
 
 def _constant_of(node: ir.Node) -> ir.TensorProtocol | None:
@@ -50,11 +124,14 @@ def _constant_of(node: ir.Node) -> ir.TensorProtocol | None:
 
 def _value_of(node: ir.Node, graph: ir.Graph) -> ir.TensorProtocol | None:
     """The single output of a node whose inputs are known, where it is small."""
-    if node.domain != "" or node.op_type not in FOLDED or len(node.outputs) != 1:
+    if node.domain != "" or len(node.outputs) != 1:
         return None
-    if node.op_type == "Shape":
-        return _known_dims(node)
-    if not node.inputs:
+    held, dtype, shape = contents(node.outputs[0]), node.outputs[0].dtype, dims(node.outputs[0])
+    if held is not None and dtype is not None and not dtype.is_floating_point():
+        if any(element is None or isinstance(element, Dim) for element in held):
+            return None
+        return ir.tensor(np.array(held, dtype.numpy()).reshape(shape))
+    if node.op_type not in FOLDED or not node.inputs:
         return None
     arrays = [None if value is None else constant(value) for value in node.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
@@ -65,17 +142,9 @@ def _value_of(node: ir.Node, graph: ir.Graph) -> ir.TensorProtocol | None:
     return ir.tensor(result) if result.nbytes <= SMALL else None
 
 
-def _known_dims(node: ir.Node) -> ir.TensorProtocol | None:
-    source = node.inputs[0]
-    if source is None or source.shape is None:
-        return None
-    dims = list(source.shape)[attribute(node, "start", 0) : attribute(node, "end", None)]
-    return ir.tensor(np.array(dims, np.int64)) if all(isinstance(dim, int) for dim in dims) else None
-
-
 def _is_inexact(node: ir.Node, arrays: list[np.ndarray]) -> bool:
     """Sums of floats, whose order is free; divisions and casts on which implementations differ."""
-    if node.op_type in ("ReduceSum", "ReduceProd"):
+    if node.op_type in ("ReduceSum", "ReduceProd", "CumSum"):
         return arrays[0].dtype.kind == "f"
     if node.op_type == "Div" and arrays[0].dtype.kind in "iu":
         return bool((arrays[0] < 0).any() or (arrays[1] <= 0).any())
@@ -111,14 +180,3 @@ def _evaluate(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> np.
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     (result,) = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
     return np.asarray(result)
-
-
-def _become(node: ir.Node, tensor: ir.TensorProtocol) -> None:
-    """Put a constant in a node's place. A graph output keeps its node: a constant cannot take its name."""
-    output = node.outputs[0]
-    graph = node.graph
-    if graph is None or output.is_graph_output():
-        return
-    tensor.name = output.name
-    ir.convenience.replace_all_uses_with(output, initializer(graph, tensor))
-    graph.remove(node, safe=True)

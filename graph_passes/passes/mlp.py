@@ -20,42 +20,54 @@ from graph_passes.matching import (
     role_of,
     same_shape,
 )
-from graph_passes.outcome import Outcome
+from graph_passes.outcome import NearMiss, Outcome
 
 KIND = "fp"
 
+ACTIVATIONS = frozenset(["QuickGelu", "Gelu", "Relu"])
+"""What makes a product of two values a gated one."""
+
 
 def apply(model: ir.Model) -> Outcome:
-    fired = 0
+    found: list[bool | NearMiss] = []
     for op_type, rule in (("Mul", _silu), ("Mul", _gate), ("Gelu", _biased_gelu)):
         nodes = [node for node in model.graph if node.op_type == op_type and node.domain == ""]
-        fired += sum([rule(node) for node in nodes])
-    return Outcome(fired)
+        found += [rule(node) for node in nodes]
+    return Outcome.of(found.count(True), [miss for miss in found if isinstance(miss, NearMiss)])
 
 
-def _silu(node: ir.Node) -> bool:
+def _silu(node: ir.Node) -> bool | NearMiss:
     """x · σ(x) ⇒ QuickGelu."""
+    miss = None
     for x, gate in either_order(node):
         sigmoid = producer(gate, "Sigmoid")
-        if sigmoid is not None and sigmoid.inputs[0] is x and is_private(gate):
+        if sigmoid is None:
+            continue
+        if sigmoid.inputs[0] is x and is_private(gate):
             fused = make("QuickGelu", [x], str(node.name), domain=MICROSOFT, alpha=1.0)
             replace(node, [sigmoid, node], [fused], [(node.outputs[0], fused.outputs[0])])
             return True
-    return False
+        used = "the sigmoid is used elsewhere" if sigmoid.inputs[0] is x else "the sigmoid is of another value"
+        miss = NearMiss.of(node, used)
+    return miss or False
 
 
-def _gate(node: ir.Node) -> bool:
+def _gate(node: ir.Node) -> bool | NearMiss:
     """act(gate(x)) · up(x): one linear map, split."""
+    miss = None
     for activated, up in either_order(node):
         activation = activated.producer()
         if activation is None or len(activation.inputs) != 1 or not is_private(activated):
             continue
         gate_map, up_map = linear_of(activation.inputs[0]), linear_of(up)
         if gate_map is None or up_map is None:
+            if activation.op_type in ACTIVATIONS:
+                miss = NearMiss.of(node, "gate and up are not both private linear maps")
             continue
         linears = [gate_map, up_map]
         new = stacked(linears, "gate_up")
         if isinstance(new, str):
+            miss = NearMiss.of(node, new)
             continue
         sizes = [linear.weight.shape[0] for linear in linears]
         graph = node.graph
@@ -65,7 +77,7 @@ def _gate(node: ir.Node) -> bool:
         values = [(linear.output, part) for linear, part in zip(linears, split.outputs, strict=True)]
         replace(linears[0].first, old, [*new, split], values)
         return True
-    return False
+    return miss or False
 
 
 def _biased_gelu(node: ir.Node) -> bool:

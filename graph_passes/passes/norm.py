@@ -20,7 +20,7 @@ from graph_passes.matching import (
     role_of,
     same_shape,
 )
-from graph_passes.outcome import Outcome
+from graph_passes.outcome import NearMiss, Outcome
 
 KIND = "fp"
 
@@ -32,18 +32,18 @@ FUSED = {
 
 def apply(model: ir.Model, rms: bool = True, layer: bool = True) -> Outcome:
     wanted = {op for op, on in (("RMSNormalization", rms), ("LayerNormalization", layer)) if on}
-    fired, refused = 0, []
+    fired, misses = 0, []
     for node in [n for n in model.graph if n.op_type in wanted and n.domain == ""]:
         add = producer(node.inputs[0], "Add")
         if add is None:
             continue
         reason = _why_not(node, add)
         if reason:
-            refused.append(f"{role_of(node)}: {reason}")
+            misses.append(NearMiss.of(node, reason))
         else:
             _fuse(node, add)
             fired += 1
-    return Outcome(fired, tuple(refused))
+    return Outcome.of(fired, misses)
 
 
 def _why_not(node: ir.Node, add: ir.Node) -> str:

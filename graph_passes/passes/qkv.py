@@ -9,22 +9,22 @@ import onnx_ir as ir
 
 from graph_passes.linear import Linear, linear_of, split_last, stacked
 from graph_passes.matching import MICROSOFT, is_private, producer, replace, role_of
-from graph_passes.outcome import Outcome
+from graph_passes.outcome import NearMiss, Outcome
 
 KIND = "fp"
 
 
 def apply(model: ir.Model) -> Outcome:
-    fired, refused = 0, []
+    fired, misses = 0, []
     for node in [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == MICROSOFT]:
         if node.inputs[1] is None:
             continue  # packed already
         reason = _pack(node)
         if reason:
-            refused.append(f"{role_of(node)}: {reason}")
+            misses.append(NearMiss.of(node, reason))
         else:
             fired += 1
-    return Outcome(fired, tuple(refused))
+    return Outcome.of(fired, misses)
 
 
 def _pack(node: ir.Node) -> str:

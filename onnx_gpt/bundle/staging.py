@@ -67,6 +67,17 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """Where a folder for what a job needs on the way may be made, on the disk of ``out``; it vanishes with the block."""
+    folder = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.scratch"
+    try:
+        with _explained(out, folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def _explained(out: Path, place: Path) -> Iterator[None]:
     """Errors of writing below ``place``, explained. Others, of reading the source say, pass through."""
     try:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from exporter.errors import Exit
 from onnx_gpt.commands._limits import limits_from
 from onnx_gpt.commands._show import progress_bar, show_parity
+from onnx_gpt.parity.gate import gate_of
 from onnx_gpt.validation import scheme_of_bundle
 from onnx_gpt.validation import validate as validate_bundle
 
@@ -47,7 +48,7 @@ def validate(
     json
         Print the result as JSON.
     """
-    limits = limits_from(scheme_of_bundle(bundle), max_kl, min_top1, max_perplexity_ratio)
+    limits = limits_from(gate_of(*scheme_of_bundle(bundle)), max_kl, min_top1, max_perplexity_ratio)
     with progress_bar() as bar:
         bar.stage("parity")
         parity = validate_bundle(bundle, against, limits=limits, text=text, tokens=tokens, progress=bar)
