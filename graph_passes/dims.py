@@ -1,9 +1,9 @@
 """Lengths that are known by name: polynomials with integer coefficients over symbols, exact.
 
 A dim is a plain ``int`` where it is a number, and a `Dim` where it is not: ``past_sequence_length +
-sequence_length``, ``3*batch_size``. Symbols stand for lengths: none is negative, those of `POSITIVE` are at least
-1, and all are small enough for every integer type. The printed text of a dim is unique, so two `onnx_ir` dims are equal exactly if their texts
-are; `parse` reads it back.
+sequence_length``, ``3*batch_size``. Symbols stand for lengths: none is negative, those of `POSITIVE` are at
+least 1, and all are small enough for every integer type. The printed text of a dim is unique, so two `onnx_ir`
+dims are equal exactly if their texts are; `parse` reads it back.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def parse(text: str) -> Size:
         key = tuple(sorted(monomial))
         found[key] = found.get(key, 0) + coefficient
         at = term.end()
-    return _dim(found) if text else symbol(text)
+    return _dim(found)
 
 
 _NAME = r"[^\W\d][^\s`*+-]*"

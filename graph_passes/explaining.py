@@ -58,7 +58,11 @@ class Reason:
     share: float
 
     def __str__(self) -> str:
-        return f"{self.rule or self.by} stopped at {self.at}: {self.why}" if self.by else f"{self.at}: {self.why}"
+        return (
+            f"{self.rule or self.by} stopped at {self.at}: {self.why}"
+            if self.by
+            else f"{self.at}: {self.why}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,9 @@ def _blamed(parts: Sequence[Part]) -> tuple[Part, ...]:
     """An attention stays in pieces for want of a rotary that does: the reason is one, and the rotary's."""
     rotary = next((part.reason for part in parts if part.part == "rotary" and part.reason), None)
     return tuple(
-        dataclasses.replace(part, reason=rotary) if rotary and part.part == "attention" and part.reason else part
+        dataclasses.replace(part, reason=rotary)
+        if rotary and part.part == "attention" and part.reason
+        else part
         for part in parts
     )
 
@@ -300,6 +306,8 @@ class _Parts:
         given = [*node.inputs, None, None, None]
         mask, past = given[3], given[4]
         own = self.misses.of_pass("attention", node)
+        if own is None:
+            return Reason("", "", str(node.name), "no pass looked at it", 0.0)
         found = None
         if attribute(node, "q_num_heads", 0) == 0:
             found = self.misses.of_piece(node)
@@ -307,11 +315,13 @@ class _Parts:
             found = self.misses.of_graph("cache")
         elif mask is not None:
             found = self.misses.of_ancestors("control", node)
-        return found or own or _unknown(node)
+        return found or own
 
 
 def _unknown(node: ir.Node) -> Reason:
-    return Reason("", "", str(node.name), f"no rule came near anything that this {node.op_type} is part of", 0.0)
+    return Reason(
+        "", "", str(node.name), f"no rule came near anything that this {node.op_type} is part of", 0.0
+    )
 
 
 def _is_activation_in_pieces(node: ir.Node) -> bool:
@@ -331,13 +341,24 @@ def _is_activation_in_pieces(node: ir.Node) -> bool:
 
 
 def _turns_halves(node: ir.Node) -> bool:
-    """(−x₂, x₁) of x = (x₁, x₂), whatever the signs and the order."""
-    if node.op_type != "Concat" or len(node.inputs) != 2:
+    """Two parts of one value put together again after some arithmetic each: (−x₂, x₁), (x₁c − x₂s, x₂c + x₁s)."""
+    dtype = node.outputs[0].dtype
+    if node.op_type != "Concat" or len(node.inputs) != 2 or dtype is None or not dtype.is_floating_point():
         return False
-    signs = [producer(value, "Neg") for value in node.inputs]
-    halves = [value if sign is None else sign.inputs[0] for value, sign in zip(node.inputs, signs, strict=True)]
-    a, b = (producer(half, "Slice") for half in halves)
-    return a is not None and b is not None and a.inputs[0] is b.inputs[0]
+    a, b = (_wholes(value) for value in node.inputs)
+    return bool(a & b)
+
+
+def _wholes(value: ir.Value | None, steps: int = 4) -> set[ir.Value]:
+    """Values of which a value is made by slicing and arithmetic."""
+    node = value.producer() if value is not None else None
+    if node is None or not steps:
+        return set()
+    if node.op_type == "Slice":
+        return {node.inputs[0]} if node.inputs[0] is not None else set()
+    if node.op_type not in ("Add", "Mul", "Neg", "Reshape", "Sub", "Unsqueeze"):
+        return set()
+    return set().union(*(_wholes(each, steps - 1) for each in node.inputs))
 
 
 def _made_by(node: ir.Node) -> set[str]:
@@ -373,7 +394,9 @@ class _Misses:
 
         Where none came that far, the one that came furthest of those that look for such a node and began close by.
         """
-        about = [(by, miss) for by, miss in self.by_node[str(node.name)] if miss.rule and node.name in miss.nodes]
+        about = [
+            (by, miss) for by, miss in self.by_node[str(node.name)] if miss.rule and node.name in miss.nodes
+        ]
         about = about or [
             (by, miss)
             for user in _within_steps(node, NEXT)

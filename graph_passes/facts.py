@@ -7,9 +7,11 @@ inputs and outputs stay spelled as the file declares them, and `dims` says what 
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
+from exporter.errors import rejected
 from graph_passes.dims import Size, parse, symbol
 from graph_passes.inference.call import UNKNOWN, Call, Contents, Fact, Shape, known_ints
 from graph_passes.inference.contents import contents_of, whole_numbers
@@ -24,14 +26,18 @@ _DIMS, _CONTENTS = "onnx_gpt.dims", "onnx_gpt.contents"
 
 
 def annotate(model: ir.Model) -> None:
-    """Find out what is known of every value of a model. What the file says of intermediate values is not trusted."""
+    """Find out what is known of every value of a model. What the file says of intermediate values is not trusted.
+
+    Raises:
+        OnnxGptError: ``onnx-invalid`` (exit 4) for a node whose inputs or attributes make no sense.
+    """
     for value, sizes in input_dims(model.graph.inputs).items():
         value.meta[_DIMS] = sizes
     _annotate_nodes(model.graph)
 
 
 def infer_node(node: ir.Node) -> None:
-    """Find out what is known of a node's outputs. Shapes and types that are known already stay where this tells less."""
+    """Find out what is known of a node's outputs. What is known already stays where this tells less."""
     call = Call(node, tuple(UNKNOWN if value is None else fact_of(value) for value in node.inputs))
     rule = RULES.get((node.domain, node.op_type))
     facts = rule(call) if rule is not None else _by_onnx(call)
@@ -120,7 +126,14 @@ def _annotate_nodes(graph: ir.Graph) -> None:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 _annotate_body(node, attribute.as_graph())
-        infer_node(node)
+        try:
+            infer_node(node)
+        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise rejected(
+                "onnx-invalid",
+                f"{node.op_type} {node.name!r:.200} cannot be computed from its inputs ({error})",
+                "export the model again",
+            ) from error
 
 
 def _annotate_body(node: ir.Node, body: ir.Graph) -> None:
@@ -222,7 +235,8 @@ def _is_numbers(fact: Fact) -> bool:
 
 
 def _tensor_of(fact: Fact) -> onnx.TensorProto:
-    return onnx.helper.make_tensor("", int(fact.dtype or 0), fact.shape, known_ints(fact))
+    array = np.array(known_ints(fact), np.int64).reshape([s for s in fact.shape or () if isinstance(s, int)])
+    return onnx.numpy_helper.from_array(array)
 
 
 def _fact_of_type(call: Call, output: int, found: onnx.TypeProto | None) -> Fact:

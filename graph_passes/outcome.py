@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-
 import onnx_ir as ir
 
 from graph_passes.matching import role_of
@@ -37,7 +36,8 @@ class NearMiss:
         return cls("", role_of(node), name, why, 1.0, (name,))
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.rule} stopped at {self.at}: {self.why}" if self.rule else f"{self.place}: {self.why}"
+        stopped = f"{self.rule} stopped at {self.at}: " if self.rule else ""
+        return f"{self.place}: {stopped}{self.why}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,13 @@ class Outcome:
         fired: rewrites made.
         refused: ``"place: condition that failed"``, one for each rewrite that nearly applied.
         misses: the same with its parts, and what came less near too: of use to who asks why a piece is left.
+        tried: how often a rule was tried at a node, where a pass is made of rules.
     """
 
     fired: int
     refused: tuple[str, ...] = ()
     misses: tuple[NearMiss, ...] = ()
+    tried: int = 0
 
     @classmethod
     def of(cls, fired: int, misses: Sequence[NearMiss]) -> Outcome:

@@ -66,7 +66,7 @@ class PassReport:
     Attributes:
         fired: rewrites made.
         refused: rewrites that nearly applied, each with the condition that failed.
-        misses: the same with its parts (`Outcome`).
+        misses, tried: as of `Outcome`.
         nodes_before, nodes_after: nodes of the graph.
         seconds: wall time, checks included.
         proof: what running both sides of its rewrites said; None where that was not asked for.
@@ -81,6 +81,7 @@ class PassReport:
     seconds: float
     proof: Proof | None = None
     misses: tuple[NearMiss, ...] = ()
+    tried: int = 0
 
 
 @functools.cache
@@ -165,6 +166,7 @@ def _run(model: ir.Model, step: Step, seen: set[Hashable] | None) -> PassReport:
         time.perf_counter() - started,
         proof,
         outcome.misses,
+        outcome.tried,
     )
 
 

@@ -67,7 +67,9 @@ class Explanation:
 def explain(
     source: str, *, target: str = "ort", context_length: int | None = None, passes: str | None = None
 ) -> Explanation:
-    """Run the passes that `optimize` would run and say what they made of a model. Nothing is written, no weight is read.
+    """Run the passes that `optimize` would run and say what they made of a model.
+
+    Nothing is written and no weight is read.
 
     Args:
         source: what `exporter.sources.load` takes.
@@ -93,7 +95,9 @@ def require_fused(explanation: Explanation, *, told: bool = False) -> None:
         OnnxGptError: ``fusion-missing`` (exit 3), with every place and its reason.
     """
     if not explanation.layers:
-        raise unsupported("fusion-missing", "no attention is found in the graph", "check that it is a decoder")
+        raise unsupported(
+            "fusion-missing", "no attention is found in the graph", "check that it is a decoder"
+        )
     if not explanation.missing:
         return
     raise unsupported(
@@ -116,7 +120,9 @@ def reasons(explanation: Explanation) -> Iterator[str]:
         layers = [layer for layer in places if layer is not None]
         where = ", ".join([*([span(layers)] if layers else []), *(["of no layer"] if None in places else [])])
         parts = list(next(iter(places.values())))
-        left = " and ".join(f"{part.part.replace('_', ' ')} is left as {part.form} ({part.node})" for part in parts)
+        left = " and ".join(
+            f"{part.part.replace('_', ' ')} is left as {part.form} ({part.node})" for part in parts
+        )
         yield f"{where}: {left}: {parts[0].reason}"
 
 

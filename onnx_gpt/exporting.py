@@ -18,6 +18,7 @@ from exporter.families import describe, family_of
 from exporter.match import match_weights
 from exporter.weights import Weight
 from graph_passes import PassReport, facts
+from onnx_gpt.bundle.decoder_facts import DecoderFacts
 from onnx_gpt.bundle.reading import CONTEXT_KEYS
 from onnx_gpt.bundle.targets import target as target_of
 
@@ -174,8 +175,12 @@ def _export_module(opened: ModuleSource, context_length: int | None) -> Exported
     return Exported(model, None, "module", parameters, vocab, context_length, module)
 
 
-def opened_config(opened: Opened) -> dict[str, Any]:
-    return {"architectures": ["module"]} if isinstance(opened, ModuleSource) else dict(opened.config)
+def opened_config(opened: Opened, decoder: DecoderFacts | None) -> dict[str, Any]:
+    """The bundle's config.json: the source's, or what the graph tells where there is none."""
+    given = {"architectures": ["module"]} if isinstance(opened, ModuleSource) else dict(opened.config)
+    if decoder is not None and decoder.context_length and not any(key in given for key in CONTEXT_KEYS):
+        given["max_position_embeddings"] = decoder.context_length
+    return given
 
 
 def _require_tokenizer_fits(files: Mapping[str, bytes], vocab_size: int) -> None:

@@ -21,6 +21,7 @@ from exporter.errors import unsupported
 from graph_passes import PassReport, run_pipeline
 from graph_passes.lint import require_no_cliffs
 from onnx_gpt._version import __version__
+from onnx_gpt.bundle.decoder_facts import decoder_facts
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch, staged
 from onnx_gpt.bundle.targets import BundleFacts
 from onnx_gpt.bundle.targets import target as target_of
@@ -108,6 +109,7 @@ def _run(source: str, out: Path, recipe: Recipe, progress: Progress, folder: Pat
         pipeline = pipeline_of(exported, recipe.passes, recipe.targets[0])
         passes = run_pipeline(exported.model, pipeline, verify=recipe.verify)
         require_contract(exported.model, passes)
+        decoder = decoder_facts(exported.model, exported.vocab_size, exported.context_length)
         facts["nodes"] = len(exported.model.graph)
     calibration: dict[str, Any] = {}
     coders: Coders = {}
@@ -128,7 +130,7 @@ def _run(source: str, out: Path, recipe: Recipe, progress: Progress, folder: Pat
             quantized |= {"8 bits by channel, inputs 8 bits by tensor": len(static)}
         facts["nodes"] = len(exported.model.graph)
     require_no_cliffs(exported.model)
-    bundle_facts = BundleFacts(exported.decoder, opened_config(opened), opened.files)
+    bundle_facts = BundleFacts(decoder, opened_config(opened, decoder), opened.files)
     extra = {name: target_of(name).files(bundle_facts) for name in recipe.targets}
     require_space(out, len(recipe.targets) * nbytes(exported.model))
     with staged(out) as stage:

@@ -62,12 +62,12 @@ class Canonical:
 
     def table(self, table: Table) -> ir.Value:
         """The rows of all positions, as an initializer that is written when the model is."""
-        rows, kind = table.rows, "sin" if table.is_sine else "cos"
-        key = (kind, str(rows.dtype), rows.shape, rows.tobytes())
+        kind = "sin" if table.is_sine else "cos"
+        key = (kind, table.key)
         if key not in self._made:
             count = sum(isinstance(known, tuple) and known[0] == kind for known in self._made)
             name = f"rotary.{kind}_{count}" if count else f"rotary.{kind}"
-            self._made[key] = self._emit.constant(name, rows)
+            self._made[key] = self._emit.constant(name, table.rows)
         return self._made[key]
 
     def rows(self, table: Table) -> ir.Value:

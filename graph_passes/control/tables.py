@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 import numpy as np
@@ -53,6 +55,11 @@ class Table:
     rows: np.ndarray
     halves: Halves
     layout: Layout
+
+    @functools.cached_property
+    def key(self) -> Hashable:
+        """Equal for equal tables."""
+        return self.rows.dtype.str, self.rows.shape, hashlib.sha256(self.rows.tobytes()).digest()
 
     @property
     def is_sine(self) -> bool:

@@ -179,7 +179,7 @@ class _Search:
             equal = np.allclose(
                 array.astype(np.float64).reshape(-1), term.value.reshape(-1), rtol=1e-5, atol=0
             )
-        return [] if equal else f"it is the constant {array.reshape(-1)[0]}, not {term.value}"
+        return [] if equal else f"it is the constant {_printed(array.reshape(-1)[0].item())}, not {term.value}"
 
     def output(self, term: Output, value: ir.Value) -> Iterator[list[tuple[Term, ir.Value | None]] | str]:
         node = value.producer()
@@ -450,8 +450,9 @@ def _same(name: str, found: Any, wanted: Any, value: ir.Value) -> bool:
     return bool(found == wanted)
 
 
-def _printed(attribute: Any) -> str:
-    return f"{attribute:.6g}" if isinstance(attribute, float) else str(attribute)
+def _printed(number: Any) -> str:
+    """As few digits as float32 has."""
+    return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
 @functools.cache

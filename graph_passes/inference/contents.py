@@ -7,8 +7,9 @@ A rule takes arrays of dims, ints and None (not known) and gives one; it is exac
 from __future__ import annotations
 
 import functools
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -72,10 +73,9 @@ def array_of(fact: Fact) -> Array | None:
     shape = fact.shape
     if shape is None or not _is_small(shape):
         return None
-    array = np.full(int(product(shape)), None, object)  # type: ignore[arg-type]
-    if fact.contents is not None:
-        array[:] = fact.contents
-    return array.reshape([size for size in shape if isinstance(size, int)])
+    sizes = [size for size in shape if isinstance(size, int)]
+    elements = (None,) * math.prod(sizes) if fact.contents is None else fact.contents
+    return _vector(elements).reshape(sizes)
 
 
 # Elements -------------------------------------------------------------------------------------------------
@@ -88,12 +88,12 @@ def _elementwise(apply: Callable[..., Element]) -> Callable[[Call, Shape], Array
         return None if None in elements else apply(*elements)
 
     def rule(call: Call, _: Shape) -> Array | None:
-        arrays = [array_of(fact) for fact in call.facts]
-        if not arrays or any(array is None for array in arrays):
+        arrays = [array for fact in call.facts if (array := array_of(fact)) is not None]
+        if not arrays or len(arrays) < len(call.facts):
             return None
         if len(arrays) == 1:
             return np.asarray(np.frompyfunc(lifted, 1, 1)(arrays[0]), object)
-        return np.asarray(functools.reduce(np.frompyfunc(lifted, 2, 1), arrays), object)
+        return functools.reduce(lambda a, b: np.asarray(np.frompyfunc(lifted, 2, 1)(a, b), object), arrays)
 
     return rule
 
@@ -195,10 +195,11 @@ def _size(call: Call, _: Shape) -> Array | None:
     return None if sizes is None else _vector([product(sizes)])
 
 
-def _vector(elements: object) -> Array:
-    elements = tuple(elements)  # type: ignore[arg-type, assignment]
-    array = np.empty(len(elements), object)  # type: ignore[arg-type]
-    array[:] = elements
+def _vector(elements: Iterable[Element]) -> Array:
+    held = list(elements)
+    array = np.empty(len(held), object)
+    for i, element in enumerate(held):
+        array[i] = element
     return array
 
 
@@ -282,7 +283,7 @@ def _slice(call: Call, _: Shape) -> Array | None:
 
 
 def _reduced(
-    apply: Callable[[Element, Element], Element], empty: int | None
+    apply: Callable[[Size, Size], Element], empty: int | None
 ) -> Callable[[Call, Shape], Array | None]:
     """A rule for a reduction of all axes of at most one dim."""
 

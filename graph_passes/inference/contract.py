@@ -34,7 +34,7 @@ def input_dims(inputs: Sequence[ir.Value]) -> Mapping[ir.Value, Shape]:
             continue
         if value in caches:
             past = symbol(PAST) if _spelled(value, -2) in ("", main) else symbol(_spelled(value, -2))
-            wanted = [symbol(BATCH)] * (len(value.shape) - 3) + [None, past, None]
+            wanted: list[Size | None] = [*[symbol(BATCH)] * (len(value.shape) - 3), None, past, None]
         else:
             wanted = _by_purpose(value, value is tokens, calls, total)
         if wanted:
@@ -48,27 +48,27 @@ def input_dims(inputs: Sequence[ir.Value]) -> Mapping[ir.Value, Shape]:
 def _others(inputs: Sequence[ir.Value], known: Mapping[ir.Value, Shape]) -> dict[ir.Value, Shape]:
     """Dims of the other inputs: a name means what it means on the inputs that are known, where that is one thing."""
     meanings: dict[str, set[Size]] = {}
-    for value, dims in known.items():
-        for axis, size in enumerate(dims):
+    for value, shape in known.items():
+        for axis, size in enumerate(shape):
             meanings.setdefault(_spelled(value, axis), set()).add(size)
-    taken = {name for dims in known.values() for size in dims for name in symbols(size)}
+    taken = {name for shape in known.values() for size in shape for name in symbols(size)}
     found = {}
     for value in inputs:
         if value.shape is None:
             continue
-        dims: list[Size] = []
+        sizes: list[Size] = []
         for axis, dim in enumerate(value.shape):
             name = _spelled(value, axis)
             means = meanings.get(name, set())
             if isinstance(dim, int):
-                dims.append(dim)
+                sizes.append(dim)
             elif len(means) == 1 and name:
-                dims.append(next(iter(means)))
+                sizes.append(next(iter(means)))
             elif means or not name or symbols(parse(name)) & taken:
-                dims.append(symbol(f"{value.name}#{axis}"))
+                sizes.append(symbol(f"{value.name}#{axis}"))
             else:
-                dims.append(parse(name))
-        found[value] = tuple(dims)
+                sizes.append(parse(name))
+        found[value] = tuple(sizes)
     return found
 
 
@@ -102,22 +102,16 @@ def _is_integer(value: ir.Value) -> bool:
 def _is_cache(value: ir.Value) -> bool:
     """Keys or values of the past: floats ``[B, K, P, D]``, or ``[2, B, K, P, D]`` with both."""
     shape, name = value.shape, str(value.name)
-    if (
-        shape is None
-        or len(shape) not in (4, 5)
-        or value.dtype is None
-        or not value.dtype.is_floating_point()
-    ):
+    if shape is None or len(shape) not in (4, 5):
+        return False
+    if value.dtype is None or not value.dtype.is_floating_point():
         return False
     return isinstance(shape[-3], int) and not any(word in name for word in ("mask", "bias"))
 
 
 def _declared(value: ir.Value, axis: int) -> int | str:
-    return (
-        value.shape[axis]
-        if value.shape is not None and isinstance(value.shape[axis], int)
-        else _spelled(value, axis)
-    )
+    dim = None if value.shape is None else value.shape[axis]
+    return dim if isinstance(dim, int) else _spelled(value, axis)
 
 
 def _spelled(value: ir.Value, axis: int) -> str:

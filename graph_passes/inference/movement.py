@@ -49,7 +49,7 @@ def _of_contents(call: Call, target: Fact) -> Shape | None:
 
 def _range(call: Call) -> list[Fact]:
     start, limit, delta = (fact.contents[0] if fact.contents else None for fact in map(call.fact, range(3)))
-    length = None
+    length: Size | None = None
     if start is not None and limit is not None and isinstance(delta, int) and delta:
         span = limit - start if delta > 0 else start - limit
         if isinstance(span, int):
@@ -242,7 +242,8 @@ def slices_of(call: Call) -> list[tuple[int, Size | None, Size | None, Size | No
     steps = (call.fact(4).contents or (None,) * len(starts)) if call.has(4) else (1,) * len(starts)
     if shape is None or axes is None:
         return None
-    return [(axis % len(shape), *rest) for axis, *rest in zip(axes, starts, ends, steps, strict=True)]
+    places = [axis % len(shape) for axis in axes]
+    return list(zip(places, starts, ends, steps, strict=True))
 
 
 def _gather(call: Call) -> list[Fact]:

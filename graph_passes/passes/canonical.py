@@ -19,7 +19,7 @@ KIND = "fp"
 
 def apply(model: ir.Model) -> Outcome:
     done = rewrite(model, rules())
-    return Outcome(done.fired, tuple(map(str, done.misses)), done.attempts)
+    return Outcome(done.fired, tuple(map(str, done.misses)), done.attempts, done.tried)
 
 
 @functools.cache

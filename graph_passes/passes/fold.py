@@ -34,6 +34,9 @@ FOLDED = frozenset(
 )
 """Ops that numpy and every runtime compute to the same bits, with the exceptions of `_is_inexact`."""
 
+ADDED = 1 << 19
+"""Bytes of constants that one run adds at most, all together."""
+
 RANDOM = frozenset(
     """
     Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike
@@ -58,6 +61,7 @@ class _Known:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.fired = 0
+        self.added = 0
         self.constants = Constants(graph)
         self.dims: dict[Hashable, ir.Value] = {}
         self.calls: dict[Hashable, ir.Node] = {}
@@ -83,7 +87,8 @@ class _Known:
         if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None:
             return [node.inputs[0]]
         tensor = _constant_of(node) if node.op_type == "Constant" else _value_of(node, self.graph)
-        if tensor is not None:
+        if tensor is not None and self.added + tensor.nbytes <= ADDED:
+            self.added += tensor.nbytes
             tensor.name = output.name
             return [self.constants.of(tensor)]
         if len(node.outputs) == 1:
@@ -118,8 +123,11 @@ def _call_key(node: ir.Node) -> Hashable:
 
 
 def _constant_of(node: ir.Node) -> ir.TensorProtocol | None:
+    """What a Constant node holds, where that is small: a weight that is stored as one stays."""
     tensor = ir.convenience.get_const_tensor(node.outputs[0])
-    return tensor if tensor is not None and tensor.dtype != ir.DataType.STRING else None
+    if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes > SMALL:
+        return None
+    return tensor
 
 
 def _value_of(node: ir.Node, graph: ir.Graph) -> ir.TensorProtocol | None:
@@ -130,7 +138,9 @@ def _value_of(node: ir.Node, graph: ir.Graph) -> ir.TensorProtocol | None:
     if held is not None and dtype is not None and not dtype.is_floating_point():
         if any(element is None or isinstance(element, Dim) for element in held):
             return None
-        return ir.tensor(np.array(held, dtype.numpy()).reshape(shape))
+        return ir.tensor(
+            np.array(held, dtype.numpy()).reshape([s for s in shape or () if isinstance(s, int)])
+        )
     if node.op_type not in FOLDED or not node.inputs:
         return None
     arrays = [None if value is None else constant(value) for value in node.inputs]

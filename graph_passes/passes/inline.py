@@ -1,7 +1,7 @@
 """f(x) ⇒ the body of f; a branch whose condition is known ⇒ that branch; all in opset 23.
 
-Functions that this project makes itself stay calls, and so do those that onnxruntime has a kernel for. A condition is known where shapes decide it
-(`graph_passes.facts`).
+Functions that this project makes itself stay calls, and so do those that onnxruntime has a kernel for. A
+condition is known where shapes decide it (`graph_passes.facts`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def apply(model: ir.Model) -> Outcome:
     refused = upgrade(model, OPSET)
     inliner = _Inliner(model)
     inliner.visit(model.graph)
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return Outcome(inliner.fired, refused)
 
 

@@ -5,6 +5,8 @@ A Gemm adds its bias between the partial sums, so the last bits differ.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -46,7 +48,7 @@ def _apart(node: ir.Node, constants: Constants) -> Edit | None:
         return None
     name, nodes = str(node.outputs[0].name), list[ir.Node]()
 
-    def step(op_type: str, inputs: list[ir.Value], suffix: str, **attributes: object) -> ir.Value:
+    def step(op_type: str, inputs: list[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
         nodes.append(make(op_type, inputs, f"{name}.{suffix}", **attributes))
         return nodes[-1].outputs[0]
 

@@ -1,4 +1,4 @@
-"""(x·Wg, x·Wu) ⇒ split(x·[Wg Wu]); x·σ(x) ⇒ QuickGelu(x; α=1); gelu_tanh(x + b) ⇒ FastGelu(x, b).
+"""(x·Wg, x·Wu) ⇒ split(x·[Wg Wu]); x·σ(αx) ⇒ QuickGelu(x; α); gelu_tanh(x + b) ⇒ FastGelu(x, b).
 
 BiasGelu, com.microsoft's Gelu and FastGelu without a bias give the same bits as the standard ops and are no
 faster, so those stay (docs/experiments.md).
@@ -12,6 +12,7 @@ from graph_passes.linear import linear_of, split_last, stacked
 from graph_passes.matching import (
     MICROSOFT,
     attribute,
+    constant,
     either_order,
     is_private,
     make,
@@ -36,20 +37,32 @@ def apply(model: ir.Model) -> Outcome:
     return Outcome.of(found.count(True), [miss for miss in found if isinstance(miss, NearMiss)])
 
 
-def _silu(node: ir.Node) -> bool | NearMiss:
-    """x · σ(x) ⇒ QuickGelu."""
-    miss = None
+def _silu(node: ir.Node) -> bool:
+    """x · σ(αx) ⇒ QuickGelu; α = 1 is SiLU."""
     for x, gate in either_order(node):
         sigmoid = producer(gate, "Sigmoid")
-        if sigmoid is None:
+        if sigmoid is None or not is_private(gate):
             continue
-        if sigmoid.inputs[0] is x and is_private(gate):
-            fused = make("QuickGelu", [x], str(node.name), domain=MICROSOFT, alpha=1.0)
-            replace(node, [sigmoid, node], [fused], [(node.outputs[0], fused.outputs[0])])
+        alpha, scaling = _scale(sigmoid.inputs[0], x)
+        if alpha is not None:
+            fused = make("QuickGelu", [x], str(node.name), domain=MICROSOFT, alpha=alpha)
+            replace(node, [*scaling, sigmoid, node], [fused], [(node.outputs[0], fused.outputs[0])])
             return True
-        used = "the sigmoid is used elsewhere" if sigmoid.inputs[0] is x else "the sigmoid is of another value"
-        miss = NearMiss.of(node, used)
-    return miss or False
+    return False
+
+
+def _scale(value: ir.Value | None, x: ir.Value) -> tuple[float | None, list[ir.Node]]:
+    """α where a value is αx, and the node that scales."""
+    if value is x:
+        return 1.0, []
+    scaling = producer(value, "Mul")
+    if scaling is None or value is None or not is_private(value):
+        return None, []
+    for scaled, factor in either_order(scaling):
+        number = constant(factor)
+        if scaled is x and number is not None and number.size == 1:
+            return float(number.item()), [scaling]
+    return None, []
 
 
 def _gate(node: ir.Node) -> bool | NearMiss:
@@ -62,7 +75,10 @@ def _gate(node: ir.Node) -> bool | NearMiss:
         gate_map, up_map = linear_of(activation.inputs[0]), linear_of(up)
         if gate_map is None or up_map is None:
             if activation.op_type in ACTIVATIONS:
-                miss = NearMiss.of(node, "gate and up are not both private linear maps")
+                other = "up" if gate_map is not None else "gate"
+                miss = NearMiss.of(
+                    node, f"{other}: no private linear map (a product with a weight, used here alone)"
+                )
             continue
         linears = [gate_map, up_map]
         new = stacked(linears, "gate_up")

@@ -69,8 +69,10 @@ def _fuse(node: ir.Node, add: ir.Node) -> None:
     layer_norm = node.op_type == "LayerNormalization"
     bias = None
     old = [add, node]
-    assert b is not None
-    biased = _bias_of(b) if a is not None else None
+    assert a is not None and b is not None
+    if _bias_of(b) is None:
+        a, b = b, a  # GPT-2 adds what it was to what the branch gives, Llama the other way round
+    biased = _bias_of(b)
     if biased is not None:
         inner, b, bias = biased
         old.insert(0, inner)

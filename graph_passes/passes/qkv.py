@@ -33,7 +33,8 @@ def _pack(node: ir.Node) -> str:
     found = [linear_of(value) for value in projected]
     linears = [linear for linear in found if linear is not None]
     if len(linears) != 3:
-        return "q, k and v are not all private linear maps"
+        others = [name for name, linear in zip("qkv", found, strict=True) if linear is None]
+        return f"{' and '.join(others)}: no private linear map (a product with a weight, used here alone)"
     new = stacked(linears, "qkv")
     if isinstance(new, str):
         return new

@@ -27,6 +27,13 @@ def layer_norm(op: Op, x: "*B D", γ: "D", β: "D", ε: "constant") -> Equation:
     return op.LayerNormalization(x, γ, β, epsilon=ε, axis=-1)
 
 
+@rule
+def layer_norm_of_rms_norm(op: Op, x: "*B D", γ: "D", β: "D", ε: "attribute") -> Equation:
+    """RMSNormalization(x − μ, γ; ε) + β  ⇒  LayerNormalization(x, γ, β; ε)"""
+    yield op.RMSNormalization(x - op.ReduceMean(x, [-1]), γ, epsilon=ε, axis=-1) + β
+    return op.LayerNormalization(x, γ, β, epsilon=ε, axis=-1)
+
+
 @rule(kind="exact")
 def norm_before_transpose(op: Op, x: "B S H D", γ: "D", ε: "attribute") -> Equation:
     """RMSNormalization(xᵀ, γ)  ⇒  RMSNormalization(x, γ)ᵀ: heads are normed before they change places"""

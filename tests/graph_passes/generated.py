@@ -62,7 +62,7 @@ NEAR_MISSES = (
     "swapped_tables",
     "turned_back",
     "flipped_mask",
-    "strict_mask",
+    "mask_of_next",
     "weak_mask",
     "wrong_mean_axis",
     "epsilon_per_channel",
@@ -78,6 +78,22 @@ NEAR_MISSES = (
     "values_of_keys",
     "unmasked",
 )
+
+
+SUITS: Mapping[str, Mapping[str, Any]] = {
+    "broadcast_gain": {"norm": "rms"},
+    "scalar_gain": {"norm": "rms"},
+    "other_reader": {"norm": "rms"},
+    "given_out": {"norm": "layer"},
+    "swapped_tables": {"rotary": "half"},
+    "turned_back": {"rotary": "interleaved"},
+    "weak_mask": {"mask": "where"},
+    "tiled_heads": {"heads": (4, 2)},
+    "other_gate": {"ffn": "swiglu"},
+    "other_gelu": {"ffn": "gelu_tanh"},
+    "uneven_scale": {"scale": "after"},
+}
+"""Choices with which a near miss is one; any do for the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +119,8 @@ class Spec:
 
 
 def spec(near_miss: str = "", seed: int = 0, **choices: Any) -> Spec:
-    """The first option of each choice that is not given; choices that mean nothing for others are dropped."""
+    """The first option of each choice that is not given; some give way to others, or to what a near miss needs."""
+    choices = {**choices, **SUITS.get(near_miss, {})}
     chosen = {name: choices.get(name, options[0]) for name, options in SPELLINGS.items()}
     if chosen["mask"] == "buffer":
         chosen["mask_input"] = chosen["mask_input"] and chosen["cache"]
@@ -280,10 +297,11 @@ class _Writer:
 
     def _seen(self) -> ir.Value:
         """bool [S, T], or [1, 1, S, T] of a buffer: the key is not after the query."""
-        compare = "Less" if self.s.near_miss == "strict_mask" else "LessOrEqual"
+        flipped, ahead = (self.s.near_miss == name for name in ("flipped_mask", "mask_of_next"))
         one = self.constant(1, np.int64)
         if self.s.mask == "buffer":
-            kind = np.tril(np.ones((CONTEXT, CONTEXT), np.bool_), -1 if compare == "Less" else 0)
+            square = np.ones((CONTEXT, CONTEXT), np.bool_)
+            kind = np.triu(square) if flipped else np.tril(square, int(ahead))
             buffer = self.initializer("bias", kind[None, None])
             for axis, (start, end) in (
                 (2, (self.past, self.total)),
@@ -296,7 +314,9 @@ class _Writer:
             "Unsqueeze", self.op("Range", self.constant(0, np.int64), self.total, one), self.ints(0)
         )
         queries = self.op("Unsqueeze", self.op("Range", self.past, self.total, one), self.ints(1))
-        return self.op(compare, keys, queries)  # type: ignore[no-any-return]
+        if ahead:
+            queries = self.op("Add", queries, one)
+        return self.op("GreaterOrEqual" if flipped else "LessOrEqual", keys, queries)  # type: ignore[no-any-return]
 
     def _mask(self) -> ir.Value:
         """What `_scores` wants: bool [·, ·, S, T], or numbers to add."""
@@ -306,8 +326,6 @@ class _Writer:
         if self.mask_in is not None:
             valid = self.op("Cast", self.mask_in, to=ir.DataType.BOOL)
             seen = self.op("And", seen, self.op("Unsqueeze", valid, self.ints(1, 2)))
-        if self.s.near_miss == "flipped_mask":
-            seen = self.op("Not", seen)
         if self.s.mask != "additive":
             return seen
         low = -2.0 if self.s.near_miss == "weak_mask" else LOWEST

@@ -414,6 +414,16 @@ def test_activations(body: str, wanted: list[str]) -> None:
     np.testing.assert_array_equal(session(model).run(None, feeds)[0], before)
 
 
+def test_the_quick_gelu_of_a_scaled_sigmoid() -> None:
+    body = "c = Constant <value_float = 1.702> ()  z = Mul (c, x)  s = Sigmoid (z)  out = Mul (x, s)"
+    model = text(body, "float[B,S,8] x")
+    feeds = {"x": np.linspace(-4, 4, 16, dtype=np.float32).reshape(1, 2, 8)}
+    before = session(model).run(None, feeds)[0]
+    run_pipeline(model, "fold, mlp")
+    assert ops(model) == ["QuickGelu"]
+    np.testing.assert_allclose(session(model).run(None, feeds)[0], before, rtol=1e-6)
+
+
 @pytest.mark.parametrize("perm", ["[1, 0]", "[0, 1]"])
 def test_a_tied_table_is_not_transposed(perm: str) -> None:
     model = text(f"t = Transpose <perm = {perm}> (w)  out = MatMul (x, t)", "float[B,S,8] x, float[8,8] w")

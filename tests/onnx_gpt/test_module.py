@@ -25,6 +25,7 @@ def test_a_module_becomes_a_bundle_that_is_the_module(factory: str, tmp_path: Pa
     report = onnx_gpt.optimize(f"module:my_decoder:{factory}", tmp_path / "out", tokens=256)
     assert isinstance(report.parity, Parity)
     assert report.parity.verdict == "pass" and report.parity.mean_kl < 1e-9
+    assert report.graph.ops["com.microsoft::GroupQueryAttention"] == 2
     assert "random tokens" in report.parity.text, (
         "a module has no tokenizer, and the report says what was used"
     )
@@ -55,7 +56,9 @@ def test_a_module_that_cannot_be_used_is_explained(uri: str, status: Exit, word:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_module_is_not_quantized_in_silence(tmp_path: Path) -> None:
-    with pytest.raises(OnnxGptError) as caught:
-        onnx_gpt.optimize("module:my_decoder:fused", tmp_path / "out", quantize="int8")
-    assert caught.value.code == "module-quantize"
+def test_a_module_gets_a_cache_and_can_be_quantized(tmp_path: Path) -> None:
+    report = onnx_gpt.optimize("module:my_decoder:fused", tmp_path / "out", quantize="int8", tokens=256)
+    assert isinstance(report.parity, Parity) and report.parity.verdict == "pass"
+    assert {"decode", "batch"} <= report.parity.checks.keys()
+    assert report.graph.ops["com.microsoft::GroupQueryAttention"] == 2
+    assert report.graph.ops["com.microsoft::MatMulNBits"] == 9  # four in each of two layers, and the head

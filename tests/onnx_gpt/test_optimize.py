@@ -149,8 +149,8 @@ def test_a_wrong_graph_fails_the_gate(tmp_path: Path, monkeypatch: pytest.Monkey
     """The gate bites: one norm's gain scaled by 5 % is found."""
     honest = pipeline.run_pipeline
 
-    def sabotage(model: Any, text: str) -> Any:
-        reports = honest(model, text)
+    def sabotage(model: Any, text: str, **options: Any) -> Any:
+        reports = honest(model, text, **options)
         value = model.graph.initializers["layers.1.ffn_norm.weight"]
         array = value.const_value.numpy() * np.float32(1.05)
         value.const_value = ir.tensor(array, name=value.name)

@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from exporter.decoder import Decoder
 from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.bundle.decoder_facts import DecoderFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,12 @@ class BundleFacts:
     """What a target may need to know of the model.
 
     Attributes:
-        decoder: None for a user's own module.
+        decoder: None for a graph without a cache.
         config: keys of ``config.json``.
         files: tokenizer and generation files, by name.
     """
 
-    decoder: Decoder | None
+    decoder: DecoderFacts | None
     config: Mapping[str, Any]
     files: Mapping[str, bytes]
 

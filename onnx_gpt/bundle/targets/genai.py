@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from exporter.decoder import Decoder
-from exporter.errors import unsupported
+from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import ORT_PIPELINE
+from onnx_gpt.bundle.decoder_facts import DecoderFacts
 from onnx_gpt.bundle.targets import BundleFacts
 
 PIPELINE = ORT_PIPELINE
@@ -20,13 +20,19 @@ def files(facts: BundleFacts) -> dict[str, bytes]:
             "onnxruntime-genai runs decoders with a KV cache, and this graph has none",
             "use --target ort for a module without a cache",
         )
+    if facts.decoder.context_length is None:
+        raise OnnxGptError(
+            "context-length-unknown",
+            "onnxruntime-genai wants to know how many tokens the model may hold, and nothing says it",
+            "say it with --context-length",
+            exit=Exit.USAGE,
+        )
     config = json.dumps(genai_config(facts, facts.decoder), indent=2).encode() + b"\n"
     return {**facts.common_files(), "genai_config.json": config}
 
 
-def genai_config(facts: BundleFacts, decoder: Decoder) -> dict[str, Any]:
+def genai_config(facts: BundleFacts, decoder: DecoderFacts) -> dict[str, Any]:
     """The runtime's configuration. ``type`` is ``decoder``: a type such as ``gpt2`` implies one combined cache."""
-    attention = decoder.layers[0].attention
     eos = facts.token_ids("eos_token_id") or [decoder.vocab_size - 1]
     pad = facts.token_ids("pad_token_id") or eos[:1]
     bos = facts.token_ids("bos_token_id") or eos[:1]
@@ -40,11 +46,11 @@ def genai_config(facts: BundleFacts, decoder: Decoder) -> dict[str, Any]:
             "context_length": decoder.context_length,
             "decoder": {
                 "filename": "model.onnx",
-                "head_size": attention.head_dim,
+                "head_size": decoder.head_dim,
                 "hidden_size": decoder.hidden_size,
-                "num_attention_heads": attention.heads,
-                "num_key_value_heads": attention.kv_heads,
-                "num_hidden_layers": len(decoder.layers),
+                "num_attention_heads": decoder.heads,
+                "num_key_value_heads": decoder.kv_heads,
+                "num_hidden_layers": decoder.layers,
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "inputs": {
                     "input_ids": "input_ids",
