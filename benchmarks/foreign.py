@@ -23,7 +23,11 @@ from benchmarks.measure import ChildFailedError, Row, fresh, parser, publish, ru
 OUT = FOREIGN / "out"
 OURS = FOREIGN / "by-family"
 ATTENTION = "com.microsoft::GroupQueryAttention"
-PEERS = {"onnxsim 0.8.1": "simplify", "onnxslim 0.1.98": "slim", "onnxruntime's transformers optimizer": "ort"}
+PEERS = {
+    "onnxsim 0.8.1": "simplify",
+    "onnxslim 0.1.98": "slim",
+    "onnxruntime's transformers optimizer": "ort",
+}
 ATTENTIONS = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
 
 
@@ -87,7 +91,9 @@ def nodes_by_family(graph: ForeignGraph) -> int:
 def mean_kl(bundle: Path, against: Path) -> float:
     """Mean KL divergence, nats a token, whatever the verdict is."""
     command = [sys.executable, "-m", "onnx_gpt", "validate", bundle, "--against", against, "--json"]
-    child = run([*command, "--max-kl", "1e9", "--min-top1", "0", "--max-perplexity-ratio", "1e9", "--tokens", "1024"])
+    child = run(
+        [*command, "--max-kl", "1e9", "--min-top1", "0", "--max-perplexity-ratio", "1e9", "--tokens", "1024"]
+    )
     return float(json.loads(child.stdout)["mean_kl"])
 
 

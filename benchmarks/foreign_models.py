@@ -49,10 +49,14 @@ class ForeignGraph:
 def graphs() -> list[ForeignGraph]:
     """All of them, those with real weights first."""
     found = [
-        ForeignGraph("optimum-smollm2", lambda: c.OPTIMUM_FLOAT.ready() / "model.onnx", smollm2, SMOLLM2_LAYERS),
+        ForeignGraph(
+            "optimum-smollm2", lambda: c.OPTIMUM_FLOAT.ready() / "model.onnx", smollm2, SMOLLM2_LAYERS
+        ),
         *(_exported_smollm2(how) for how in ("cache-sdpa-18", "cache-sdpa-23", "nocache-sdpa-18")),
         ForeignGraph("genai-smollm2", lambda: GENAI_FLOAT.ready() / "model.onnx", smollm2, SMOLLM2_LAYERS),
-        ForeignGraph("mobius-smollm2", lambda: c.MOBIUS_FLOAT.ready() / "model.onnx", smollm2, SMOLLM2_LAYERS),
+        ForeignGraph(
+            "mobius-smollm2", lambda: c.MOBIUS_FLOAT.ready() / "model.onnx", smollm2, SMOLLM2_LAYERS
+        ),
         ForeignGraph("optimum-gpt2", optimum_gpt2, lambda: own_source("gpt2"), LAYERS),
     ]
     return found + [_exported(name) for name in _names()]
@@ -128,7 +132,9 @@ def _export_smollm2(how: str, tests: Any, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     foreign = tests.GRAPHS[f"llama-{how}"]
-    model = AutoModelForCausalLM.from_pretrained(smollm2(), attn_implementation=foreign.attention).eval().float()
+    model = (
+        AutoModelForCausalLM.from_pretrained(smollm2(), attn_implementation=foreign.attention).eval().float()
+    )
     foreign.export(model, folder / "model.onnx")
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(SMOLLM2 / file, folder / file)

@@ -19,7 +19,7 @@ class NearMiss:
         place: role, or name, of the node at which the match began.
         at: the node or value where it stopped, by name, and ``why``.
         share: how much of what it looks for is there, 0…1; 1 where only a condition failed.
-        nodes: names of what is there, the place first.
+        nodes: what is there, the place first.
     """
 
     rule: str
@@ -27,13 +27,12 @@ class NearMiss:
     at: str
     why: str
     share: float
-    nodes: tuple[str, ...]
+    nodes: tuple[ir.Node, ...]
 
     @classmethod
     def of(cls, node: ir.Node, why: str) -> NearMiss:
         """A node that a pass looked at and left."""
-        name = node.name or node.op_type
-        return cls("", role_of(node), name, why, 1.0, (name,))
+        return cls("", role_of(node), node.name or node.op_type, why, 1.0, (node,))
 
     def __str__(self) -> str:
         stopped = f"{self.rule} stopped at {self.at}: " if self.rule else ""

@@ -23,7 +23,7 @@ from onnx_gpt.bundle.reading import CONTEXT_KEYS
 from onnx_gpt.bundle.targets import target as target_of
 
 CANONICAL_PIPELINE = (
-    "inline, fold, shapes, linear, fold, control{context}, shapes, canonical, unpack, fold, cache, roles"
+    "inline, fold, shapes, linear, fold, control{context}, shapes, canonical, unpack, canonical, fold, cache, roles"
 )
 """From a graph that somebody else exported to the canonical one; ``{context}`` is filled in by `pipeline_of`."""
 
@@ -68,10 +68,10 @@ def export(
         return _export_graph(opened, context_length)
     decoder = describe(opened)
     family = family_of(opened)
-    weights = match_weights(decoder, opened.weights, getattr(family, "IGNORED", ()))
+    matched = match_weights(decoder, opened.weights, getattr(family, "IGNORED", ()))
     _require_tokenizer_fits(opened.files, decoder.vocab_size)
     context = _context_length(decoder.context_length, context_length)
-    changed, weights = transform(decoder, weights) if transform is not None else (decoder, weights)
+    changed, weights = transform(decoder, matched) if transform is not None else (decoder, matched)
     model = build(changed, weights, context_length=context_length)
     stored = {part.name: part.stored_shape for _, part in decoder.parts()}
     parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in stored.values())
@@ -177,7 +177,9 @@ def _export_module(opened: ModuleSource, context_length: int | None) -> Exported
 
 def opened_config(opened: Opened, decoder: DecoderFacts | None) -> dict[str, Any]:
     """The bundle's config.json: the source's, or what the graph tells where there is none."""
-    given = {"architectures": ["module"]} if isinstance(opened, ModuleSource) else dict(opened.config)
+    given: dict[str, Any] = {"architectures": ["module"]}
+    if not isinstance(opened, ModuleSource):
+        given = dict(opened.config)
     if decoder is not None and decoder.context_length and not any(key in given for key in CONTEXT_KEYS):
         given["max_position_embeddings"] = decoder.context_length
     return given

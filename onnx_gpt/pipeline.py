@@ -200,7 +200,7 @@ def _report(
         recipe=recipe.echo(),
         pipeline=pipeline,
         stages=tuple(stages.done),
-        passes=tuple(PassFacts(**dataclasses.asdict(entry)) for entry in passes),
+        passes=tuple(PassFacts.model_validate(entry, from_attributes=True) for entry in passes),
         graph=GraphFacts(nodes=sum(ops.values()), inlined_nodes=inlined, ops=dict(ops.most_common())),
         quantization=quantized,
         files={path.name: path.stat().st_size for path in sorted(stage.iterdir())},

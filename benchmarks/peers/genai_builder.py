@@ -1,6 +1,6 @@
 """onnxruntime-genai's model builder: a Hugging Face folder to ONNX with genai's configuration.
 
-``make`` is int4 with the builder's defaults; ``make_pruned`` has it compute the last token's logits only; ``make_float``
+``make`` is int4 with the builder's defaults; ``make_pruned`` computes the last token's logits only; ``make_float``
 is fp32.
 """
 

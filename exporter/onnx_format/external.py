@@ -108,7 +108,7 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or dtype == ir.DataType.UNDEFINED:
             raise _data(tensor.name, f"has the type {dtype.name}")
         return 0
-    return -(-math.prod(tensor.dims) * dtype.bitwidth // 8)
+    return -(-int(math.prod(tensor.dims)) * dtype.bitwidth // 8)
 
 
 def _entries(tensor: onnx.TensorProto, size: int) -> tuple[str, int, int]:

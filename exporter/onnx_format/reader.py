@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from exporter.errors import OnnxGptError, rejected
 from exporter.onnx_format.external import check_tensors
 from exporter.onnx_format.halves import widen
-from exporter.onnx_format.structure import check_structure
+from exporter.onnx_format.structure import check_structure, sort_nodes
 from exporter.onnx_format.weights import take_weights
 from exporter.onnx_format.wire import slim
 
@@ -30,6 +30,7 @@ def read_file(path: Path) -> ir.Model:
     if not proto.HasField("graph") or not proto.graph.node:
         raise _invalid(path, "it holds no graph")
     check_tensors(proto, path.parent)
+    sort_nodes(proto.graph)
     check_structure(proto)
     logger = logging.getLogger("onnx_ir")
     level = logger.level

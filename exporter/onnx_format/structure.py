@@ -5,6 +5,7 @@ onnx's own checker says so, told of a copy without large tensors, and of onnxrun
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
 import onnx
@@ -46,6 +47,41 @@ def check_structure(model: onnx.ModelProto) -> None:
         raise rejected(
             "onnx-invalid", f"the graph cannot be computed: {' '.join(lines)[:400]}", "export the model again"
         ) from error
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put a graph's nodes after what they read, the others left in their order; a cycle is left for the checker.
+
+    ONNX asks for this, onnxruntime does not, and its own converter to float16 writes casts at the end.
+    """
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    reads = [{makers[name] for name in _read_by(node) if name in makers} for node in graph.node]
+    if all(maker < i for i, before in enumerate(reads) for maker in before):
+        return
+    readers: list[list[int]] = [[] for _ in reads]
+    for i, before in enumerate(reads):
+        for maker in before:
+            readers[maker].append(i)
+    waiting = [len(before) for before in reads]
+    ready = [i for i, count in enumerate(waiting) if count == 0]
+    order = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(i)
+        for reader in readers[i]:
+            waiting[reader] -= 1
+            if waiting[reader] == 0:
+                heapq.heappush(ready, reader)
+    if len(order) == len(reads):
+        nodes = [onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, in its bodies too."""
+    for inner in _with_bodies([node]):
+        yield from inner.input
 
 
 def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

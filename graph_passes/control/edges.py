@@ -12,7 +12,7 @@ from graph_passes import dims, facts
 from graph_passes.causal import mask_structure, positions_of
 from graph_passes.control.interface import Interface
 from graph_passes.control.island import Edge, Island, Use, island_of
-from graph_passes.control.masks import Meaning, Reading, meaning_of
+from graph_passes.control.masks import MASKED, Meaning, Reading, meaning_of
 from graph_passes.control.probe import Runner
 from graph_passes.control.rewrite import Canonical
 from graph_passes.control.tables import (
@@ -31,7 +31,10 @@ from graph_passes.outcome import Outcome
 from graph_passes.shapes import Shape
 
 ON_THE_WAY = frozenset(["Add", "Sub", "Where", "Cast", "Identity", "Mul", "Div"])
-"""What may lie between a mask and the softmax that it is for."""
+"""What may lie between two masks of one softmax."""
+
+BEFORE_SOFTMAX = ON_THE_WAY | {"Clip", "Concat", "Max", "Reshape", "Tanh"}
+"""What may lie between a mask and the softmax that it is for: caps, sinks, a guard against overflow."""
 
 
 def rewrite_edges(model: ir.Model, interface: Interface, context_length: int = 0) -> tuple[Outcome, ir.Value]:
@@ -51,7 +54,7 @@ def rewrite_edges(model: ir.Model, interface: Interface, context_length: int = 0
     work.take_masks()
     work.take_rows()
     work.canonical.splice()
-    return Outcome(work.fired, tuple(work.refused)), work.canonical.attention_mask
+    return Outcome(work.fired, work.refused), work.canonical.attention_mask
 
 
 def is_canonical(value: ir.Value | None) -> bool:
@@ -94,7 +97,7 @@ class _Work:
         self.island = island
         self.canonical = canonical
         self.fired = 0
-        self.refused: list[str] = []
+        self._refusals: dict[tuple[str, str], list[str]] = {}
         self._context_length = context_length
         canonical_edges = {edge for edge in island.edges if is_canonical(edge.value)}
         self._plain = canonical_edges | {edge for edge in island.edges if self._is_plain(edge)}
@@ -169,7 +172,30 @@ class _Work:
             return f"nothing is known that {use.node.op_type} would do with it"
         if len(sizes) < 4 or sizes[0] != dims.symbol(dims.BATCH):
             return f"it meets {' x '.join(map(str, sizes))}, not scores of a batch by head"
+        objection = self._no_mask(use.node, reading)
+        if objection is not None:
+            return objection
         return meaning_of(self.runner, edge.value, reading, len(sizes))
+
+    def _no_mask(self, node: ir.Node, reading: Reading) -> str | None:
+        """Why a node, whatever it reads, does not mask scores; None where it may."""
+        if node.op_type == "Attention":
+            if len(node.inputs) > 6 and node.inputs[6] is not None:
+                return "the attention is told the lengths of its rows besides"
+            past = self.runner.has_past and attribute(node, "is_causal", 0)
+            return "the attention is causal by itself besides, with a past" if past else None
+        if not _goes_into_softmax(node.outputs[0]):
+            return "what it masks goes into no softmax over keys"
+        if node.op_type != "Where":
+            return None
+        fill = node.inputs[2 if reading == "seen" else 1]
+        if fill is None or fill in self.island.data:
+            return "what takes the place of hidden scores is computed from data"
+        try:
+            (array,) = self.runner.run(self.runner.piece([fill]), self.runner.probes[0])
+        except CannotEvaluate as reason:
+            return str(reason)
+        return None if (array <= MASKED).all() else f"{array.max():g} takes the place of hidden scores"
 
     def _row(self, edge: Edge, use: Use, data: ir.Value, sizes: Shape) -> Found:
         if use.node.op_type == "Add":
@@ -243,7 +269,16 @@ class _Work:
 
     def _refuse(self, use: Use, reason: str) -> None:
         value = use.node.inputs[use.index]
-        self.refused.append(f"{role_of(use.node)}: {value.name if value is not None else ''}: {reason}")
+        what = (str(value.name) if value is not None else "", reason)
+        self._refusals.setdefault(what, []).append(role_of(use.node))
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Each edge with the first of the places where it stays, and why."""
+        return tuple(
+            f"{places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}: {value}: {reason}"
+            for (value, reason), places in self._refusals.items()
+        )
 
 
 def _reading(use: Use, data: ir.Value) -> Reading | None:
@@ -267,6 +302,19 @@ def _sizes(use: Use, data: ir.Value) -> Shape | None:
     return (
         (sizes[0], 0, 0, 0) if use.node.op_type == "Attention" else (sizes[0], dims.symbol(dims.SEQUENCE), 0)
     )
+
+
+def _goes_into_softmax(value: ir.Value) -> bool:
+    """Whether scores ``[…, T]`` go into a softmax over their keys and nowhere else."""
+    users = [node for node, _ in value.uses()]
+    if not users or value.is_graph_output():
+        return False
+    for node in users:
+        rank = len(facts.dims(value) or ())
+        over_keys = node.op_type == "Softmax" and attribute(node, "axis", -1) in (-1, rank - 1)
+        if not over_keys and (node.op_type not in BEFORE_SOFTMAX or not _goes_into_softmax(node.outputs[0])):
+            return False
+    return True
 
 
 def _softmax_of(node: ir.Node) -> ir.Node:

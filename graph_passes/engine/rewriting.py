@@ -123,8 +123,7 @@ class _Worklist:
         self.counts[rule.name].near += _is_near(share, len(miss.nodes))
         known = self.misses.setdefault(node, {})
         if miss.nodes and (rule.name not in known or known[rule.name].share < share):
-            names = tuple(str(fitted.name) for fitted in miss.nodes)
-            known[rule.name] = NearMiss(rule.name, role_of(node), miss.at, miss.why, share, names)
+            known[rule.name] = NearMiss(rule.name, role_of(node), miss.at, miss.why, share, miss.nodes)
 
     def attempt(self, rule: Rule, spelling: int, node: ir.Node) -> tuple[ir.Node, ...] | Miss:
         found = match(rule, spelling, node.outputs[0])

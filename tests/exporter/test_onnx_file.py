@@ -113,6 +113,17 @@ def test_floats_packed_the_old_way_stay_in_the_file(tmp_path: Path) -> None:
     assert np.array_equal(read_graph(path).graph.initializers["w"].const_value.numpy(), array)
 
 
+def test_nodes_may_come_in_any_order(tmp_path: Path) -> None:
+    model = onnx.load(FOREIGN / "optimum-llama.onnx")
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])
+    onnx.save(model, tmp_path / "model.onnx")
+    ours = read_graph(tmp_path / "model.onnx")
+    for a, b in zip(run(FOREIGN / "optimum-llama.onnx"), run(written(ours, tmp_path / "out")), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     half = convert_float_to_float16(onnx.load(FOREIGN / "optimum-llama.onnx"), keep_io_types=False)
     path = tmp_path / "half.onnx"

@@ -251,6 +251,31 @@ def in_two_steps(call: Call, scores: ir.Value, seen: ir.Value) -> ir.Value:
     return call.pen("Add", scores, call.pen("Where", call.valid, 0.0, -1e9))
 
 
+def filled_with_zero(call: Call, scores: ir.Value, seen: ir.Value) -> ir.Value:
+    return call.pen("Where", seen, scores, 0.0)
+
+
+def hidden_a_little(call: Call, scores: ir.Value, seen: ir.Value) -> ir.Value:
+    return call.pen("Add", scores, call.pen("Where", seen, 0.0, -50.0))
+
+
+def alibi(call: Call, scores: ir.Value, seen: ir.Value) -> ir.Value:
+    """Press et al. (arXiv 2108.12409): a bias by distance, and the mask in one number."""
+    pen = call.pen
+    distance = pen("Cast", pen("Sub", call.keys, call.queries), to=FLOAT)
+    bias = pen("Mul", distance, np.array([0.5, 0.25], np.float32).reshape(1, HEADS, 1, 1))
+    return pen("Add", scores, pen("Where", seen, bias, LOW))
+
+
+def before_another_axis(call: Call, scores: ir.Value, seen: ir.Value) -> ir.Value:
+    """The softmax that follows the mask is one over queries."""
+    return call.pen("Softmax", added(call, scores, seen), axis=2)
+
+
+NO_MEETINGS = {
+    meeting.__name__: meeting for meeting in (filled_with_zero, hidden_a_little, alibi, before_another_axis)
+}
+
 MEETINGS: Mapping[str, Callable[[Call, ir.Value, ir.Value], ir.Value]] = {
     meeting.__name__: meeting
     for meeting in (where_seen, where_hidden, added, added_product, subtracted, in_two_steps)

@@ -127,6 +127,22 @@ def test_other_masks_are_refused_with_a_call_that_shows_why(mask, cache):
     assert_equal(spelling, model)
 
 
+@pytest.mark.parametrize(
+    ("meeting", "reason"),
+    [
+        ("filled_with_zero", "0 takes the place of hidden scores"),
+        ("hidden_a_little", "it adds -50.0 to a score"),
+        ("alibi", "it differs from head to head"),
+        ("before_another_axis", "goes into no softmax over keys"),
+    ],
+)
+def test_masks_that_do_not_mask_are_refused(meeting, reason):
+    spelling = Spelling(meeting=spellings.NO_MEETINGS[meeting])
+    model, refused = rewritten(spelling)
+    assert reason in refused[0]
+    assert_equal(spelling, model)
+
+
 @pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
 @pytest.mark.parametrize("rotary", ROTARY.values(), ids=ROTARY)
 def test_rotary_tables_are_read_off_and_looked_up_by_counted_positions(rotary, positions):

@@ -47,7 +47,12 @@ def model_of(*outputs: ir.Value) -> ir.Model:
     for output in outputs:
         visit(output)
     graph = ir.Graph(
-        list(inputs), outputs, nodes=list(nodes), initializers=list(constants), opset_imports={"": 23}, name="small"
+        list(inputs),
+        outputs,
+        nodes=list(nodes),
+        initializers=list(constants),
+        opset_imports={"": 23},
+        name="small",
     )
     model = ir.Model(graph, ir_version=10)
     annotate(model)
@@ -108,10 +113,12 @@ def either_root(op: Op, x: "*B D") -> Equation:
 
 
 def test_alternatives_are_tried_in_turn_and_the_furthest_is_told() -> None:
-    x = val("x", 2, 3)
-    assert isinstance(found(either_root, make("Neg", make("Pow", x, number(0.5, "half")))), Match)
-    assert isinstance(found(either_root, make("Neg", make("Sqrt", x))), Match)
-    stopped = miss(either_root, make("Neg", make("Reciprocal", make("Reciprocal", make("Exp", x)))))
+    assert isinstance(
+        found(either_root, make("Neg", make("Pow", val("x", 2, 3), number(0.5, "half")))), Match
+    )
+    assert isinstance(found(either_root, make("Neg", make("Sqrt", val("x", 2, 3)))), Match)
+    inverses = make("Reciprocal", make("Reciprocal", make("Exp", val("x", 2, 3))))
+    stopped = miss(either_root, make("Neg", inverses))
     assert [node.op_type for node in stopped.nodes] == ["Neg", "Reciprocal", "Reciprocal"]
     assert stopped.why == "it is Exp, not Sqrt"
 
@@ -156,13 +163,16 @@ def tripled(op: Op, x: "*B D", c: "constant") -> Equation:
     return x + x + (x + c)
 
 
+def times_plus(factor: ir.Value, summand: ir.Value) -> ir.Value:
+    return make("Add", make("Mul", val("x", 2, 3), factor), summand)
+
+
 def test_constants_are_compared_by_value_and_given_as_numbers() -> None:
-    x = val("x", 2, 3)
-    result = found(tripled, make("Add", make("Mul", number([[3.0]], "three"), x), number(0.5, "c")))
+    result = found(tripled, times_plus(number([[3.0]], "three"), number(0.5, "c")))
     assert isinstance(result, Match) and result.values["c"] == 0.5
-    stopped = miss(tripled, make("Add", make("Mul", x, number(3.1, "near")), number(0.5, "c")))
+    stopped = miss(tripled, times_plus(number(3.1, "near"), number(0.5, "c")))
     assert (stopped.at, stopped.why) == ("near", "it is the constant 3.1, not 3.0")
-    vector = miss(tripled, make("Add", make("Mul", x, number(3.0, "three")), number([1.0, 2.0, 3.0], "v")))
+    vector = miss(tripled, times_plus(number(3.0, "three"), number([1.0, 2.0, 3.0], "v")))
     assert (vector.at, vector.why) == ("v", "it is no scalar constant")
 
 
@@ -170,18 +180,21 @@ def test_a_weight_is_never_read() -> None:
     def read() -> ir.TensorProtocol:
         raise AssertionError("a weight was read")
 
-    lazy = ir.LazyTensor(read, dtype=FLOAT, shape=ir.Shape([1]), name="w")
-    weight = ir.Value(name="w", type=ir.TensorType(FLOAT), shape=ir.Shape([1]), const_value=lazy)
-    x = val("x", 2, 3)
-    assert "not the constant 3.0" in miss(tripled, make("Add", make("Mul", x, weight), number(0.5, "c"))).why
-    other = make("Add", make("Mul", x, number(3.0, "three")), weight)
-    assert miss(tripled, other).why == "it is no scalar constant"
+    def weight() -> ir.Value:
+        lazy = ir.LazyTensor(read, dtype=FLOAT, shape=ir.Shape([1]), name="w")
+        return ir.Value(name="w", type=ir.TensorType(FLOAT), shape=ir.Shape([1]), const_value=lazy)
+
+    assert "not the constant 3.0" in miss(tripled, times_plus(weight(), number(0.5, "c"))).why
+    assert miss(tripled, times_plus(number(3.0, "three"), weight())).why == "it is no scalar constant"
 
 
 @pytest.mark.parametrize(
-    ("attributes", "why"), [({}, None), ({"axis": -1}, None), ({"axis": 1}, None), ({"axis": 0}, "axis=0, not -1")]
+    ("attributes", "why"),
+    [({}, None), ({"axis": -1}, None), ({"axis": 1}, None), ({"axis": 0}, "axis=0, not -1")],
 )
-def test_attributes_have_defaults_and_axes_count_from_both_ends(attributes: dict[str, int], why: str | None) -> None:
+def test_attributes_have_defaults_and_axes_count_from_both_ends(
+    attributes: dict[str, int], why: str | None
+) -> None:
     @rule
     def last(op: Op, x: "*B D") -> Equation:
         """a softmax over the last axis  ⇒  the same, said"""
@@ -212,12 +225,10 @@ def test_an_input_may_be_left_out() -> None:
         yield -op.Clip(x, None, high)
         return op.Clip(x, None, high) * -1.0
 
-    x, high = val("x", 2, 3), val("high")
-    without, having = make("Neg", make("Clip", x)), make("Neg", make("Clip", x, None, high))
-    for value, wanted in ((without, None), (having, high)):
-        result = found(clipped, value)
-        assert isinstance(result, Match) and result.values["high"] is wanted
-    assert "leaves out" in miss(clipped, make("Neg", make("Clip", x, val("low"), high))).why
+    for given in ((), (None, val("high"))):
+        result = found(clipped, make("Neg", make("Clip", val("x", 2, 3), *given)))
+        assert isinstance(result, Match) and result.values["high"] is (given[1] if given else None)
+    assert "leaves out" in miss(clipped, make("Neg", make("Clip", val("x", 2, 3), val("low")))).why
 
 
 def test_several_outputs_stand_for_several_values() -> None:
@@ -230,7 +241,7 @@ def test_several_outputs_stand_for_several_values() -> None:
 
     node = ir.node("Split", [val("x", 2, 8)], {"axis": -1, "num_outputs": 2}, num_outputs=2)
     top = make("Mul", make("Neg", node.outputs[0]), node.outputs[1])
-    model = model_of(top, make("Exp", node.outputs[1]))
+    model = model_of(top, node.outputs[1])
     result = match(split, 0, top)
     assert isinstance(result, Match)
     assert result.roots == (top, node.outputs[1])
@@ -261,7 +272,7 @@ def test_a_shape_is_written_with_as_little_as_it_needs() -> None:
     target = made.producer().inputs[1].const_value.numpy()
     assert target.tolist() == [0, 0, 32]
     with pytest.raises(Refused, match="more than one dim"):
-        emit.value(Op().Reshape(x, "D S B"))
+        emit.value(Op().Reshape(x, "S B H D"))
 
 
 def test_numbers_take_the_type_of_what_they_meet() -> None:
@@ -304,7 +315,7 @@ def test_what_one_rule_makes_another_takes() -> None:
         done = rewrite(model, rules)
         assert [node.op_type for node in model.graph] == ["Exp"]
         assert {name: count.fired for name, count in done.counts.items()} == {"twice": 1, "signed": 1}
-        assert done.attempts == ()
+        assert done.misses == ()
 
 
 def test_rules_that_undo_one_another_are_named() -> None:
@@ -377,5 +388,5 @@ def test_near_misses_are_those_attempts_that_came_far() -> None:
     near_by = make("Add", x, y)
     done: Rewriting = rewrite(model_of(far, near_by), [lerp])
     assert len(done.attempts) == 2 and [m.share for m in done.misses] == [1.0]
-    assert done.misses[0].nodes[0] == done.misses[0].place
+    assert done.misses[0].nodes[0] is far.producer()
     assert str(done.misses[0]).startswith(f"{done.misses[0].place}: lerp stopped at other: ")

@@ -153,7 +153,13 @@ BREAKS: list[tuple[Break, str, str, str, str]] = [
     (scale_by_data, "attention", "cached_attention", "Mul_8", "it is Mul, not Transpose"),
     (gelu_of_another_cube, "activation", "gelu_tanh", "number", "it is the constant 0.05, not 0.044715"),
     (leaked_tanh, "activation", "gelu_tanh", "Tanh", "Tanh is also used by ReduceMax"),
-    (gelu_of_two_values, "activation", "gelu_tanh", "", "it is not the value that the rest of the pattern uses"),
+    (
+        gelu_of_two_values,
+        "activation",
+        "gelu_tanh",
+        "",
+        "it is not the value that the rest of the pattern uses",
+    ),
 ]
 
 

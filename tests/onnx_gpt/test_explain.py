@@ -48,9 +48,14 @@ def test_layers_that_are_alike_are_one_line(capsys: pytest.CaptureFixture[str]) 
     assert "head FusedMatMul" in out and "✗" not in out
 
 
-def test_a_missing_fusion_is_an_error_that_says_where_and_why(capsys: pytest.CaptureFixture[str], broken: str) -> None:
+def test_a_missing_fusion_is_an_error_that_says_where_and_why(
+    capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
     status, out, err = explain(capsys, broken, "--context-length", "64")
-    assert status == Exit.UNSUPPORTED and "[fusion-missing] 3 fusions are missing from a graph of 2 layers" in err
+    assert (
+        status == Exit.UNSUPPORTED
+        and "[fusion-missing] 3 fusions are missing from a graph of 2 layers" in err
+    )
     softmax, gelu = (line for line in out.splitlines() if line.startswith("✗"))
     assert softmax.startswith(f"✗ layers 0–1: attention is left as Softmax ({SOFTMAX.format(0)}): attention")
     assert softmax.endswith("Softmax has axis=2, not -1")
@@ -81,7 +86,9 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str], broken: str) ->
     assert all(part["reason"] is None for part in fused)
 
 
-def test_nothing_is_written_and_python_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_and_python_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     found = onnx_gpt.explain("sample:tiny")
     assert isinstance(found, Explanation)
@@ -93,7 +100,9 @@ def test_nothing_is_written_and_python_gives_the_same(tmp_path: Path, monkeypatc
 def test_the_passes_are_those_that_are_asked_for() -> None:
     """Without the pass that takes attention over, it stays the standard operator, and nobody is to blame."""
     found = onnx_gpt.explain("sample:tiny", passes="fold, norm, clean")
-    assert {part.form for layer in found.layers for part in layer if part.part == "attention"} == {"Attention"}
+    assert {part.form for layer in found.layers for part in layer if part.part == "attention"} == {
+        "Attention"
+    }
     with pytest.raises(OnnxGptError) as refused:
         require_fused(found)
     assert refused.value.code == "fusion-missing" and len(refused.value.details) == 1

@@ -37,7 +37,7 @@ def test_a_foreign_graph_is_fused_and_is_what_it_was(name: str, tmp_path: Path) 
     assert report.graph.ops[GQA] == LAYERS
     assert report.graph.nodes <= 42
     generator = onnx_gpt.Generator(tmp_path / "out")
-    steps = [generator.prefill([3, 1, 4])[-1], *(generator.step(token) for token in (1, 5, 9))]
+    steps = [generator.prefill([3, 1, 4]), *(generator.step(token) for token in (1, 5, 9))]
     generator.reset()
     whole = generator.prefill([3, 1, 4, 1, 5, 9], every=True)
     assert np.abs(np.array(steps) - whole[2:]).max() < 1e-4
@@ -84,7 +84,9 @@ def test_the_context_is_asked_for_where_nothing_says_it(tmp_path: Path) -> None:
 def test_half_precision_is_judged_in_float32(tmp_path: Path) -> None:
     half = convert_float_to_float16(onnx.load(FOREIGN / "optimum-llama.onnx"), keep_io_types=True)
     onnx.save(half, tmp_path / "half.onnx")
-    report = onnx_gpt.optimize(str(tmp_path / "half.onnx"), tmp_path / "out", context_length=CONTEXT, tokens=256)
+    report = onnx_gpt.optimize(
+        str(tmp_path / "half.onnx"), tmp_path / "out", context_length=CONTEXT, tokens=256
+    )
     assert isinstance(report.parity, Parity) and report.parity.verdict == "pass"
     assert report.parity.reference.startswith("half.onnx in float32")
     assert report.graph.ops[GQA] == LAYERS
@@ -94,7 +96,9 @@ def test_the_gate_bites(tmp_path: Path) -> None:
     """A bundle of one graph is not one of another with the same interface."""
     optimized("optimum-llama", tmp_path / "out", parity=False)
     other = onnx.load(FOREIGN / "optimum-llama.onnx")
-    gain = next(t for t in other.graph.initializer if t.name == "model.layers.1.post_attention_layernorm.weight")
+    gain = next(
+        t for t in other.graph.initializer if t.name == "model.layers.1.post_attention_layernorm.weight"
+    )
     gain.raw_data = (np.frombuffer(gain.raw_data, np.float32) * np.float32(1.05)).tobytes()
     onnx.save(other, tmp_path / "other.onnx")
     same = onnx_gpt.validate(tmp_path / "out", str(FOREIGN / "optimum-llama.onnx"), tokens=256)
@@ -102,15 +106,21 @@ def test_the_gate_bites(tmp_path: Path) -> None:
     assert (same.verdict, different.verdict) == ("pass", "fail")
 
 
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0)
+
+
 def test_passes_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = str(FOREIGN / "optimum-llama.onnx")
     text = "inline, fold, shapes, control{context_length=64}, canonical, clean"
-    status = main(["optimize", source, "-o", str(tmp_path / "out"), "--passes", text, "--tokens", "256", "--json"])
+    done = run("optimize", source, "-o", tmp_path / "out", "--passes", text, "--tokens", 256, "--json")
     report = json.loads(capsys.readouterr().out)
-    assert status == 0 and report["pipeline"] == text and report["recipe"]["passes"] == text
+    assert done == 0 and report["pipeline"] == text and report["recipe"]["passes"] == text
     assert report["graph"]["ops"]["Attention"] == LAYERS and GQA not in report["graph"]["ops"]
-    assert main(["optimize", source, "-o", str(tmp_path / "b"), "--passes", "fold, nonsense"]) == Exit.USAGE
-    assert main(["optimize", source, "-o", str(tmp_path / "c"), "--passes", "fold"]) == Exit.UNSUPPORTED
+    assert run("optimize", source, "-o", tmp_path / "b", "--passes", "fold, nonsense") == Exit.USAGE
+    assert run("optimize", source, "-o", tmp_path / "c", "--passes", "fold") == Exit.UNSUPPORTED
     assert "contract-unmet" in capsys.readouterr().err
 
 
@@ -129,7 +139,9 @@ def _no_logits(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_no_tokens, _no_logits])
-def test_a_graph_that_is_no_decoder_is_refused(spoil: Callable[[onnx.ModelProto], None], tmp_path: Path) -> None:
+def test_a_graph_that_is_no_decoder_is_refused(
+    spoil: Callable[[onnx.ModelProto], None], tmp_path: Path
+) -> None:
     model = onnx.load(FOREIGN / "optimum-llama.onnx")
     spoil(model)
     onnx.save(model, tmp_path / "model.onnx")
