@@ -143,6 +143,17 @@ OURS_INT4_WIDE_PERMUTED = ours("onnx-gpt int4, 8-bit table (permuted)", PERMUTED
 LARGE_BLOCKS = ("--quantize", "int4", "--block-size", "64")
 OURS_INT4_LARGE = ours("onnx-gpt int4, blocks of 64", SMOLLM2, *LARGE_BLOCKS)
 OURS_INT4_LARGE_PERMUTED = ours("onnx-gpt int4, blocks of 64 (permuted)", PERMUTED, *LARGE_BLOCKS)
+CALIBRATED = ("--quantize", "int4", "--method", "gptq", "--block-size", "64", "--table-bits", "8")
+OURS_INT4_CALIBRATED = ours("onnx-gpt int4 calibrated", SMOLLM2, *CALIBRATED)
+OURS_INT4_CALIBRATED_PERMUTED = ours("onnx-gpt int4 calibrated (permuted)", PERMUTED, *CALIBRATED)
+DAMAGED_MOST = "attention.v=8,layers.0.ffn.down=8,layers.2.ffn.down=8,layers.[12]?.ffn.down=8"
+OURS_INT4_MIXED_PERMUTED = ours(
+    "onnx-gpt int4 calibrated, v and most down at 8 bits (permuted)",
+    PERMUTED,
+    *CALIBRATED,
+    "--mixed",
+    DAMAGED_MOST,
+)
 OURS_KEEP = ours("onnx-gpt GGUF kept", GGUF, "--quantize", "keep")
 
 GENAI_INT4 = made_by("genai builder int4", SMOLLM2, "genai_builder", "genai")

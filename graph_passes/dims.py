@@ -23,8 +23,16 @@ POSITIVE = frozenset([BATCH, SEQUENCE])
 """Symbols that are never 0."""
 
 
+LARGEST = 4096
+"""Terms times degree that a product may have: a graph that somebody made to waste memory has more."""
+
+
 class Dim:
-    """A polynomial that is no number. Immutable; sums, differences and products of dims are dims or ints."""
+    """A polynomial that is no number. Immutable; sums, differences and products of dims are dims or ints.
+
+    Raises:
+        ValueError: for a product of more than `LARGEST`.
+    """
 
     __slots__ = ("_hash", "_text", "terms")
 
@@ -52,8 +60,11 @@ class Dim:
 
     def __mul__(self, other: Size) -> Size:
         found: dict[Monomial, int] = {}
+        others = _terms(other)
+        if others and len(self.terms) * len(others) * len(self.terms[0][0] + others[0][0]) > LARGEST:
+            raise ValueError(f"{str(self)[:80]} is multiplied too often to be a length")
         for a, x in self.terms:
-            for b, y in _terms(other):
+            for b, y in others:
                 monomial = tuple(sorted(a + b))
                 found[monomial] = found.get(monomial, 0) + x * y
         return _dim(found)

@@ -6,18 +6,16 @@ belongs to the layer whose product it comes before. No weight is read.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from exporter.emitter import ROLE
 from graph_passes.matching import attribute, listening, producer
-from graph_passes.outcome import NearMiss
 from graph_passes.passes import outline
-from graph_passes.passes.canonical import rules
-from graph_passes.pipeline import PassReport, run_pipeline
+from graph_passes.pipeline import run_pipeline
+from graph_passes.reasons import Lineage, Reason, Reasons, unknown, users
 
 FUSED_ATTENTION = "GroupQueryAttention"
 ATTENTIONS = frozenset([FUSED_ATTENTION, "Attention", "MultiHeadAttention"])
@@ -33,36 +31,6 @@ NORMS = frozenset(
 ACTIVATIONS = frozenset(["QuickGelu", "FastGelu", "Gelu", "Relu"])
 LINEARS = frozenset(["MatMul", "Gemm", "FusedMatMul", "MatMulNBits"])
 ENDS = frozenset(["embedding", "head"])
-FAR = 8
-"""Nodes that lie at most between a cosine and the place where its table was refused."""
-
-NEXT = 3
-"""Nodes that lie at most between a piece and the place where a rule gave up before it came to the piece."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reason:
-    """Why an idea is not one node.
-
-    Attributes:
-        by: the pass that stopped.
-        rule: its rule that came nearest; empty where the pass is no more than one, or none came near.
-        at: the node or value where it stopped, and ``why``.
-        share: how much of what it looks for is there, 0…1.
-    """
-
-    by: str
-    rule: str
-    at: str
-    why: str
-    share: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rule or self.by} stopped at {self.at}: {self.why}"
-            if self.by
-            else f"{self.at}: {self.why}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +69,11 @@ def explain(model: ir.Model, pipeline: str) -> Explanation:
     Raises:
         OnnxGptError: what `graph_passes.run_pipeline` raises.
     """
-    lineage = _Lineage()
+    lineage = Lineage()
     with listening(lineage):
         reports = run_pipeline(model, pipeline, verify=False)
     layers = _Layers(model.graph)
-    found = _Parts(model.graph, _Misses(reports, lineage))
+    found = _Parts(model.graph, Reasons(reports, lineage))
     parts: list[list[Part]] = [[] for _ in layers.anchors]
     others: list[Part] = []
     for node in model.graph:
@@ -114,7 +82,10 @@ def explain(model: ir.Model, pipeline: str) -> Explanation:
             mine = others if layer is None or part.part in ENDS else parts[layer]
             if part not in mine and not (part.reason and _same_failure(part, mine)):
                 mine.append(part)
-    return Explanation(tuple(map(_blamed, parts)), tuple(others))
+    at = {
+        str(node.name): layers.of.get(node) for node in model.graph if node.op_type in ("MatMul", "Softmax")
+    }
+    return Explanation(_without_cache_blamed([_blamed(mine) for mine in parts], at), tuple(others))
 
 
 def _blamed(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -126,6 +97,23 @@ def _blamed(parts: Sequence[Part]) -> tuple[Part, ...]:
         else part
         for part in parts
     )
+
+
+def _without_cache_blamed(
+    layers: Sequence[tuple[Part, ...]], at: Mapping[str, int | None]
+) -> tuple[tuple[Part, ...], ...]:
+    """Where no cache is put in because one attention is in pieces, all others have its reason.
+
+    Args:
+        at: layers of products and softmaxes, by name.
+    """
+    why = [next((p.reason for p in parts if p.part == "attention"), None) for parts in layers]
+
+    def blamed(part: Part) -> Part:
+        to_blame = at.get(part.reason.at) if part.reason is not None and part.reason.by == "cache" else None
+        return part if to_blame is None else dataclasses.replace(part, reason=why[to_blame])
+
+    return tuple(tuple(blamed(part) for part in parts) for parts in layers)
 
 
 def _same_failure(part: Part, others: Iterable[Part]) -> bool:
@@ -160,7 +148,7 @@ class _Layers:
             self.of.pop(last, None)
         for node in reversed(list(graph)):
             if node not in self.of:
-                after = [self.of[user] for user in _users(node) if user in self.of]
+                after = [self.of[user] for user in users(node) if user in self.of]
                 if after:
                     self.of[node] = min(after)
 
@@ -209,7 +197,7 @@ def _is_attention(node: ir.Node) -> bool:
         return False
     near: list[ir.Node] = [node]
     for _ in range(4):
-        near = [user for each in near for user in _users(each)]
+        near = [user for each in near for user in users(each)]
         if any(user.op_type == "MatMul" and not _is_linear(user) for user in near):
             return True
     return False
@@ -223,28 +211,14 @@ def _is_linear(node: ir.Node) -> bool:
     return node.op_type in LINEARS and stored is not None and stored.is_initializer()
 
 
-def _users(node: ir.Node) -> list[ir.Node]:
-    return [user for value in node.outputs for user, _ in value.uses()]
-
-
-def _within_steps(node: ir.Node, steps: int) -> list[ir.Node]:
-    """What a node leads to, the nearest first."""
-    found: dict[ir.Node, None] = {}
-    near = [node]
-    for _ in range(steps):
-        near = [user for each in near for user in _users(each) if user not in found]
-        found.update(dict.fromkeys(near))
-    return list(found)
-
-
 # Parts ------------------------------------------------------------------------------------------------------
 
 
 class _Parts:
     """The ideas that nodes show."""
 
-    def __init__(self, graph: ir.Graph, misses: _Misses) -> None:
-        self.misses = misses
+    def __init__(self, graph: ir.Graph, reasons: Reasons) -> None:
+        self.reasons = reasons
         self.head = producer_of_logits(graph)
 
     def of(self, node: ir.Node) -> Iterator[Part]:
@@ -252,7 +226,7 @@ class _Parts:
         if _is_attention(node):
             yield from self.attention(node)
         elif op in NORMS:
-            reason = self.misses.of_pass("norm", node)
+            reason = self.reasons.of_pass("norm", node)
             yield Part("norm", op, str(node.name))
             if reason is not None:
                 yield Part("skip_norm", op, str(node.name), reason)
@@ -263,17 +237,19 @@ class _Parts:
             if node.domain == outline.DOMAIN:
                 yield Part("gate_up", "packed", str(node.name))
         elif _is_activation_in_pieces(node):
-            products = (user for user in _users(node) if user.op_type == "Mul")
-            reasons = [self.misses.of_pass("mlp", product) for product in products]
-            yield self.in_pieces("activation", node, next(filter(None, reasons), None))
+            products = (user for user in users(node) if user.op_type == "Mul")
+            why = [self.reasons.of_pass("mlp", product) for product in products]
+            yield self.in_pieces("activation", node, next(filter(None, why), None))
         elif op == "RotaryEmbedding":
             yield Part("rotary", op, str(node.name))
         elif _turns_halves(node):
             yield self.in_pieces("rotary", node)
         elif op in ("Cos", "Sin"):
-            yield Part("rotary", op, str(node.name), self.misses.of_users("control", node) or _unknown(node))
+            reason = self.reasons.of_users("control", node)
+            if reason is not None:  # what is left of tables that were understood is for somebody else
+                yield Part("rotary", op, str(node.name), reason)
         elif op == "Mul":
-            reason = self.misses.of_pass("mlp", node)
+            reason = self.reasons.of_pass("mlp", node)
             if reason is not None and "Sigmoid" not in _made_by(node):
                 yield Part("gate_up", op, str(node.name), reason)
         elif op in ("Gather", "GatherBlockQuantized") and _reads_tokens(node):
@@ -292,36 +268,43 @@ class _Parts:
         yield Part("attention", node.op_type, name)
         if attribute(node, "do_rotary", 0):
             yield Part("rotary", "inside", name)
-        reason = self.misses.of_pass("qkv", node)
+        reason = self.reasons.of_pass("qkv", node)
         if node.inputs[1] is None or reason is not None:
             yield Part("qkv", "packed" if reason is None else "apart", name, reason)
         elif len(set(_projections(node))) == 1:
             yield Part("qkv", "split", name)
 
     def in_pieces(self, part: str, node: ir.Node, known: Reason | None = None) -> Part:
-        return Part(part, node.op_type, str(node.name), known or self.misses.of_piece(node) or _unknown(node))
+        return Part(part, node.op_type, str(node.name), known or self.reasons.of_piece(node) or unknown(node))
 
     def _why_not_taken(self, node: ir.Node) -> Reason:
         """A standard Attention that the target did not take: what came before it is to blame, where it is known."""
         given = [*node.inputs, None, None, None]
         mask, past = given[3], given[4]
-        own = self.misses.of_pass("attention", node)
+        own = self.reasons.of_pass("attention", node)
         if own is None:
             return Reason("", "", str(node.name), "no pass looked at it", 0.0)
         found = None
         if attribute(node, "q_num_heads", 0) == 0:
-            found = self.misses.of_piece(node)
+            found = max(filter(None, map(self.reasons.of_piece, _on_heads(node))), default=None, key=_share)
         elif past is None:
-            found = self.misses.of_graph("cache")
+            found = self.reasons.of_graph("cache")
         elif mask is not None:
-            found = self.misses.of_ancestors("control", node)
+            found = self.reasons.of_ancestors("control", node)
         return found or own
 
 
-def _unknown(node: ir.Node) -> Reason:
-    return Reason(
-        "", "", str(node.name), f"no rule came near anything that this {node.op_type} is part of", 0.0
-    )
+def _on_heads(node: ir.Node) -> list[ir.Node]:
+    """An attention, and what stands before it and works on heads too: the rotary and norms of its q and k."""
+    before = [value.producer() for value in node.inputs[:2] if value is not None]
+    return [
+        node,
+        *(each for each in before if each is not None and each.op_type in {"RotaryEmbedding", *NORMS}),
+    ]
+
+
+def _share(reason: Reason) -> float:
+    return reason.share
 
 
 def _is_activation_in_pieces(node: ir.Node) -> bool:
@@ -332,7 +315,7 @@ def _is_activation_in_pieces(node: ir.Node) -> bool:
         return False
     near = [node]
     for _ in range(3):
-        near = [user for each in near for user in _users(each)]
+        near = [user for each in near for user in users(each)]
         for user in near:
             given = [value for value in user.inputs if value is not None]
             if user.op_type in ("Mul", "Div") and not any(value.is_initializer() for value in given):
@@ -369,100 +352,3 @@ def _made_by(node: ir.Node) -> set[str]:
 def _reads_tokens(node: ir.Node) -> bool:
     table, rows = node.inputs[:2]
     return table is not None and table.is_initializer() and rows is not None and rows.name == "input_ids"
-
-
-# Reasons ----------------------------------------------------------------------------------------------------
-
-
-class _Misses:
-    """What the passes refused, by the nodes that it is about."""
-
-    def __init__(self, passes: Sequence[PassReport], lineage: _Lineage) -> None:
-        self.lineage = lineage
-        self.all: list[tuple[str, NearMiss]] = []
-        for report in passes:
-            texts = () if report.misses else tuple(map(_parsed, report.refused))
-            self.all += [(report.name, miss) for miss in (*report.misses, *texts)]
-        self.by_node: dict[str, list[tuple[str, NearMiss]]] = collections.defaultdict(list)
-        for by, miss in self.all:
-            for name in {*miss.nodes, miss.place, miss.at}:
-                self.by_node[name].append((by, miss))
-        self.ops = {rule.name: rule.ops for rule in rules()}
-
-    def of_piece(self, node: ir.Node) -> Reason | None:
-        """The rule that came furthest with a node in what it matched; of equals the one that matched more.
-
-        Where none came that far, the one that came furthest of those that look for such a node and began close by.
-        """
-        about = [
-            (by, miss) for by, miss in self.by_node[str(node.name)] if miss.rule and node.name in miss.nodes
-        ]
-        about = about or [
-            (by, miss)
-            for user in _within_steps(node, NEXT)
-            for by, miss in self.by_node[str(user.name)]
-            if miss.nodes[:1] == (user.name,) and node.op_type in self.ops.get(miss.rule, ())
-        ]
-        if not about:
-            return None
-        return _reason(*max(about, key=lambda entry: (entry[1].share, len(entry[1].nodes))))
-
-    def of_pass(self, by: str, node: ir.Node) -> Reason | None:
-        """What a pass said of a node."""
-        known = {str(node.name), node.metadata_props.get(ROLE, "")}
-        about = [m for name in known for p, m in self.by_node[name] if p == by and {m.place, m.at} & known]
-        return _reason(by, about[0]) if about else None
-
-    def of_graph(self, by: str) -> Reason | None:
-        """The first thing that a pass said."""
-        return next((_reason(name, miss) for name, miss in self.all if name == by), None)
-
-    def of_ancestors(self, by: str, node: ir.Node) -> Reason | None:
-        """What a pass said of a node that has become this one since."""
-        about = (miss for name, miss in self.all if name == by and self.lineage.heir(miss.place) is node)
-        return next((_reason(by, miss) for miss in about), None)
-
-    def of_users(self, by: str, node: ir.Node) -> Reason | None:
-        """What a pass said of what a node leads to."""
-        for user in _within_steps(node, FAR):
-            for name, miss in self.by_node[str(user.name)]:
-                if name == by:
-                    return _reason(by, miss)
-        return None
-
-
-class _Lineage:
-    """What became of nodes that rewrites took away; listens to them."""
-
-    def __init__(self) -> None:
-        self._named: dict[str, ir.Node] = {}
-        self._heirs: dict[ir.Node, ir.Node] = {}
-
-    def __call__(
-        self,
-        at: ir.Node,
-        old: Sequence[ir.Node],
-        new: Sequence[ir.Node],
-        values: Sequence[tuple[ir.Value, ir.Value]],
-    ) -> None:
-        heir = values[0][1].producer() if values else None
-        for node in old:
-            self._named.setdefault(str(node.name), node)
-            if heir is not None and heir not in old:
-                self._heirs[node] = heir
-
-    def heir(self, name: str) -> ir.Node | None:
-        """The node that stands now for what had a name once."""
-        node = self._named.get(name)
-        while node in self._heirs:
-            node = self._heirs[node]
-        return node
-
-
-def _parsed(text: str) -> NearMiss:
-    place, _, why = text.partition(": ")
-    return NearMiss("", place, place, why, 1.0, (place,))
-
-
-def _reason(by: str, miss: NearMiss) -> Reason:
-    return Reason(by, miss.rule, miss.at, miss.why, round(miss.share, 2))

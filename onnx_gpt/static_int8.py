@@ -44,5 +44,6 @@ def quantize_statically(
     sites = static_sites(exported.model)
     inputs = list(dict.fromkeys(site.input for site in sites))
     spread = distributions(exported.model, inputs, windows.tokens, folder, progress)
-    quantize_products(exported.model, sites, {value: found.everything() for value, found in spread.items()})
+    ranges = {value: found.least_error() for value, found in spread.items()}
+    quantize_products(exported.model, sites, ranges)
     return [site.role for site in sites], windows.facts()

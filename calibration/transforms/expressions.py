@@ -58,7 +58,8 @@ class TimesDiagonal(Weight):
         return self.base.shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        return self.base.rows(start, stop) * self.vector.read()
+        rows: np.ndarray = self.base.rows(start, stop) * self.vector.read()
+        return rows
 
 
 class TimesVector(Weight):

@@ -65,16 +65,17 @@ class _Rotation:
 
     def layer(self, role: str, layer: Layer) -> Layer:
         attention, ffn = layer.attention, layer.ffn
-        readers = {
-            name: self.reader(f"{role}.attention.{name}", getattr(attention, name), f"{role}.attention_norm")
-            for name in ("q", "k", "v")
-        }
-        self.rotate_values(f"{role}.attention", attention.head_dim)
-        self.writer(f"{role}.attention.o", attention.o)
+        at = f"{role}.attention"
+        q, k, v = (
+            self.reader(f"{at}.{name}", linear, f"{role}.attention_norm")
+            for name, linear in (("q", attention.q), ("k", attention.k), ("v", attention.v))
+        )
+        self.rotate_values(at, attention.head_dim)
+        self.writer(f"{at}.o", attention.o)
         fed = self.feed_forward(f"{role}.ffn", ffn, f"{role}.ffn_norm")
         return dataclasses.replace(
             layer,
-            attention=dataclasses.replace(attention, **readers),
+            attention=dataclasses.replace(attention, q=q, k=k, v=v),
             ffn=fed,
             attention_norm=self.plain(f"{role}.attention_norm", layer.attention_norm),
             ffn_norm=self.plain(f"{role}.ffn_norm", layer.ffn_norm),

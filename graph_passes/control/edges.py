@@ -27,7 +27,7 @@ from graph_passes.control.tables import (
 )
 from graph_passes.evaluate import CannotEvaluate
 from graph_passes.matching import attribute, role_of
-from graph_passes.outcome import Outcome
+from graph_passes.outcome import NearMiss, Outcome
 from graph_passes.shapes import Shape
 
 ON_THE_WAY = frozenset(["Add", "Sub", "Where", "Cast", "Identity", "Mul", "Div"])
@@ -54,7 +54,7 @@ def rewrite_edges(model: ir.Model, interface: Interface, context_length: int = 0
     work.take_masks()
     work.take_rows()
     work.canonical.splice()
-    return Outcome(work.fired, work.refused), work.canonical.attention_mask
+    return Outcome(work.fired, work.refused, tuple(work.misses)), work.canonical.attention_mask
 
 
 def is_canonical(value: ir.Value | None) -> bool:
@@ -98,6 +98,7 @@ class _Work:
         self.canonical = canonical
         self.fired = 0
         self._refusals: dict[tuple[str, str], list[str]] = {}
+        self.misses: list[NearMiss] = []
         self._context_length = context_length
         canonical_edges = {edge for edge in island.edges if is_canonical(edge.value)}
         self._plain = canonical_edges | {edge for edge in island.edges if self._is_plain(edge)}
@@ -155,6 +156,10 @@ class _Work:
                             use, "it meets no data, or more than one, or data whose shape is unknown"
                         )
                     continue
+                objection = None if rows else self._objection(use, data, sizes)
+                if objection is not None:
+                    yield use, data, objection
+                    continue
                 key = _reading(use, data), len(sizes), sizes[:1]
                 if key not in found:
                     tell = self._row if rows else self._mask
@@ -168,14 +173,17 @@ class _Work:
 
     def _mask(self, edge: Edge, use: Use, data: ir.Value, sizes: Shape) -> Found:
         reading = _reading(use, data)
+        assert reading is not None
+        return meaning_of(self.runner, edge.value, reading, len(sizes))
+
+    def _objection(self, use: Use, data: ir.Value, sizes: Shape) -> str | None:
+        """Why one use, whatever the edge means, is none of a mask; None where it may be."""
+        reading = _reading(use, data)
         if reading is None:
             return f"nothing is known that {use.node.op_type} would do with it"
         if len(sizes) < 4 or sizes[0] != dims.symbol(dims.BATCH):
             return f"it meets {' x '.join(map(str, sizes))}, not scores of a batch by head"
-        objection = self._no_mask(use.node, reading)
-        if objection is not None:
-            return objection
-        return meaning_of(self.runner, edge.value, reading, len(sizes))
+        return self._no_mask(use.node, reading)
 
     def _no_mask(self, node: ir.Node, reading: Reading) -> str | None:
         """Why a node, whatever it reads, does not mask scores; None where it may."""
@@ -271,6 +279,7 @@ class _Work:
         value = use.node.inputs[use.index]
         what = (str(value.name) if value is not None else "", reason)
         self._refusals.setdefault(what, []).append(role_of(use.node))
+        self.misses.append(NearMiss.of(use.node, ": ".join(what)))
 
     @property
     def refused(self) -> tuple[str, ...]:

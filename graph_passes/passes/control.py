@@ -38,4 +38,4 @@ def apply(model: ir.Model, context_length: int = 0) -> Outcome:
         return Outcome(0, (f"graph: {interface}",))
     edges, attention_mask = rewrite_edges(model, interface, context_length)
     names = adopt_contract(model, interface, attention_mask)
-    return Outcome(edges.fired + names.fired, (*edges.refused, *names.refused))
+    return Outcome(edges.fired + names.fired, (*edges.refused, *names.refused), edges.misses)

@@ -25,9 +25,9 @@ def apply(model: ir.Model) -> Outcome:
         OnnxGptError: ``onnxsim-missing`` (exit 8) where it is not installed; ``onnxsim-failed`` (exit 3).
     """
     simplify = _onnxsim()
-    weights = {str(v.name): v for v in model.graph.initializers.values() if _is_weight(v)}
+    held = {str(v.name): v for v in model.graph.initializers.values() if _is_kept_out(v)}
     try:
-        simplified, _ = simplify(_without_weights(model, weights))
+        simplified, _ = simplify(_without(model, held))
     except Exception as error:  # its native part raises RuntimeError and what onnx raises
         raise OnnxGptError(
             "onnxsim-failed",
@@ -37,7 +37,7 @@ def apply(model: ir.Model) -> Outcome:
         ) from error
     before = model.graph.num_nodes()
     changed = ir.from_proto(simplified)
-    _put_back(changed.graph, weights, [str(value.name) for value in model.graph.inputs])
+    _put_back(changed.graph, held, [str(value.name) for value in model.graph.inputs])
     model.graph = changed.graph
     return Outcome(max(0, before - model.graph.num_nodes()))
 
@@ -55,33 +55,33 @@ def _onnxsim() -> Any:
     return simplify
 
 
-def _is_weight(value: ir.Value) -> bool:
+def _is_kept_out(value: ir.Value) -> bool:
+    """Weights, and the defaults of inputs that need not be fed, which it would take for constants."""
     tensor = value.const_value
-    if tensor is None or value.is_graph_input():
+    if tensor is None:
         return False
-    return isinstance(tensor, ir.LazyTensor) or tensor.nbytes > SMALL
+    return value.is_graph_input() or isinstance(tensor, ir.LazyTensor) or tensor.nbytes > SMALL
 
 
-def _without_weights(model: ir.Model, weights: dict[str, ir.Value]) -> onnx.ModelProto:
-    """The model with weights as inputs; the graph itself stays as it is."""
+def _without(model: ir.Model, held: dict[str, ir.Value]) -> onnx.ModelProto:
+    """The model with some initializers as inputs; the graph itself stays as it is."""
     shadow = model.graph.clone()
-    for name in weights:
+    for name in held:
         value = shadow.initializers.pop(name)
         value.const_value = None
-        shadow.inputs.append(value)
+        if not value.is_graph_input():
+            shadow.inputs.append(value)
     copy = ir.Model(shadow, ir_version=model.ir_version, functions=tuple(model.functions.values()))
     return ir.to_proto(copy)
 
 
-def _put_back(graph: ir.Graph, weights: dict[str, ir.Value], inputs: list[str]) -> None:
-    """Weights as initializers again, and the inputs in their order."""
+def _put_back(graph: ir.Graph, held: dict[str, ir.Value], inputs: list[str]) -> None:
+    """Initializers that were kept out, and the inputs in their order."""
     by_name = {str(value.name): value for value in graph.inputs}
-    for name, old in weights.items():
-        value = by_name.pop(name)
-        graph.inputs.remove(value)
-        if value.uses():
+    graph.inputs.clear()
+    graph.inputs.extend(by_name[name] for name in inputs)
+    for name, old in held.items():
+        value = by_name[name]
+        if value.uses() or name in inputs:
             value.const_value = old.const_value
             graph.register_initializer(value)
-    ordered = [by_name[name] for name in inputs]
-    graph.inputs.clear()
-    graph.inputs.extend(ordered)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graph_passes.matching import attribute, is_private, make, producer, replace
+from graph_passes.matching import attribute, either_order, is_private, make, producer, replace
 from graph_passes.outcome import Outcome
 
 KIND = "exact"
@@ -21,10 +21,10 @@ NAMES = {"QuickGelu": "SwiGLU", "Gelu": "GeGLU", "Relu": "ReGLU"}
 def apply(model: ir.Model) -> Outcome:
     fired = 0
     for node in [n for n in model.graph if n.op_type == "Mul" and n.domain == ""]:
-        activation = node.inputs[0].producer() if node.inputs[0] is not None else None
-        split = producer(node.inputs[1], "Split")
-        if activation is None or split is None or not _is_gated(activation, split):
+        gated = next((found for a, b in either_order(node) if (found := _gated(a, b)) is not None), None)
+        if gated is None:
             continue
+        activation, split = gated
         function = _function(activation, model.opset_imports)
         model.functions.setdefault(function.identifier(), function)
         call = make(function.name, [split.inputs[0]], str(node.name), domain=DOMAIN)
@@ -33,20 +33,26 @@ def apply(model: ir.Model) -> Outcome:
     return Outcome(fired)
 
 
-def _is_gated(activation: ir.Node, split: ir.Node) -> bool:
-    return (
-        activation.op_type in NAMES
-        and len(activation.inputs) == 1
-        and activation.inputs[0] is split.outputs[0]
-        and attribute(split, "axis", 0) in (-1, 2)
-        and attribute(split, "num_outputs", 0) == 2
-        and all(is_private(value) for value in (*split.outputs, activation.outputs[0]))
-    )
+def _gated(activated: ir.Value, other: ir.Value) -> tuple[ir.Node, ir.Node] | None:
+    """The activation and the Split of ``act(first half) · second half``."""
+    activation, split = activated.producer(), producer(other, "Split")
+    if activation is None or split is None or activation.op_type not in NAMES:
+        return None
+    halves = attribute(split, "axis", 0) in (-1, 2) and attribute(split, "num_outputs", 0) == 2
+    fits = len(activation.inputs) == 1 and activation.inputs[0] is split.outputs[0] and other is split.outputs[1]
+    private = all(is_private(value) for value in (*split.outputs, activated))
+    return (activation, split) if halves and fits and private else None
+
+
+def _name(activation: ir.Node) -> str:
+    """One name for one function: what tells two bodies apart is part of it."""
+    tanh = "Tanh" if attribute(activation, "approximate", "none") == "tanh" else ""
+    alpha = attribute(activation, "alpha", 1.0)
+    return NAMES[activation.op_type] + tanh + ("" if alpha == 1.0 else f"_{alpha:g}".replace(".", "_"))
 
 
 def _function(activation: ir.Node, opsets: dict[str, int]) -> ir.Function:
     """``y = act(a) · b`` with the activation's own attributes."""
-    tanh = attribute(activation, "approximate", "none") == "tanh"
     x = ir.Value(name="x")
     split = make("Split", [x], "gate", outputs=2, axis=-1, num_outputs=2)
     act = make(activation.op_type, [split.outputs[0]], "activated", domain=activation.domain)
@@ -56,6 +62,4 @@ def _function(activation: ir.Node, opsets: dict[str, int]) -> ir.Function:
     body = ir.Graph(
         [x], gated.outputs, nodes=[split, act, gated], opset_imports={d: opsets[d] for d in {"", act.domain}}
     )
-    return ir.Function(
-        DOMAIN, NAMES[activation.op_type] + ("Tanh" if tanh else ""), graph=body, attributes=[]
-    )
+    return ir.Function(DOMAIN, _name(activation), graph=body, attributes=[])

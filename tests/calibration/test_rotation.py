@@ -1,4 +1,4 @@
-"""Rotations change no function: every kind of decoder gives the same logits before and after, in float64 and in its graph."""
+"""Rotations change no function: every kind of decoder gives the same logits before and after."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +97,7 @@ def masks_of(model: ir.Model) -> list[Causal | str]:
 @pytest.mark.parametrize("meeting", MEETINGS.values(), ids=MEETINGS)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_masks_in_every_spelling_become_one(mask, meeting):
-    for cache, mask_input in itertools.product((True, False), (True, False)):
+    for cache, mask_input in ((True, True), (False, False)):
         spelling = Spelling(mask=mask, meeting=meeting, cache=cache, mask_input=mask_input)
         model, refused = rewritten(spelling)
         assert not refused
@@ -108,7 +107,7 @@ def test_masks_in_every_spelling_become_one(mask, meeting):
 
 
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("width", [1, 2, 5, 9, 40])
+@pytest.mark.parametrize("width", [1, 5, 40])
 @pytest.mark.parametrize("mask", WINDOWS.values(), ids=WINDOWS)
 def test_windows_are_measured(mask, width, cache):
     spelling = Spelling(mask=mask(width), cache=cache)

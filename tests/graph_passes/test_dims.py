@@ -85,3 +85,10 @@ def test_what_is_certain_of_every_length(a: str, b: str, certain: bool) -> None:
 def test_other_text_is_one_symbol(text: str) -> None:
     assert parse(text) == symbol(text)
     assert parse(str(parse(text))) == symbol(text)
+
+
+def test_a_product_that_wastes_memory_is_refused() -> None:
+    size: Size = symbol("a") + symbol("b")
+    with pytest.raises(ValueError, match="too often"):
+        for _ in range(40):
+            size = size * size

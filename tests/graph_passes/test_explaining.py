@@ -111,7 +111,7 @@ def leaked_query(it: Broken) -> None:
 
 def sigmoid_of_more(it: Broken) -> None:
     sigmoid = it.nodes[MLP + "act_fn/Sigmoid"]
-    sigmoid.replace_input_with(0, it.add("Mul", sigmoid.inputs[0], it.number(1.702)))
+    sigmoid.replace_input_with(0, it.add("Add", sigmoid.inputs[0], it.number(1.0)))
 
 
 def up_reads_something_else(it: Broken) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from decoders import VARIANTS, canonical, decoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import FOREIGN, calls, graph, unoptimised
 
 from exporter.errors import OnnxGptError
@@ -191,6 +194,34 @@ def test_a_node_that_makes_no_sense_is_an_error_with_a_name() -> None:
     with pytest.raises(OnnxGptError) as caught:
         annotate(model)
     assert caught.value.code == "onnx-invalid"
+
+
+def test_a_graph_that_squares_its_lengths_for_ever_is_refused() -> None:
+    squares = "  ".join(f"s{i + 1} = Mul (s{i}, s{i})" for i in range(60))
+    model = graph(f"s0 = Shape (x)  {squares}  out = Neg (s60)", "float[B,S] x", "int64[2] out")
+    with pytest.raises(OnnxGptError) as caught:
+        annotate(model)
+    assert caught.value.code == "onnx-invalid"
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.sampled_from(FOREIGN), st.randoms(use_true_random=False))
+def test_a_damaged_graph_is_refused_by_name_or_understood(path: Path, random: Random) -> None:
+    """Axes, shapes and inputs that make no sense end in an error with a code."""
+    model = ir.load(path)
+    nodes = [node for node in model.graph if node.inputs]
+    for node in random.sample(nodes, 3):
+        numbers = [name for name, held in node.attributes.items() if held.type == ir.AttributeType.INT]
+        if numbers and random.random() < 0.5:
+            name = random.choice(numbers)
+            node.attributes[name] = ir.AttrInt64(name, random.choice([-9, 0, 1, 7, 2**40]))
+        else:
+            other = random.choice([*model.graph.inputs, *model.graph.initializers.values(), None])
+            node.replace_input_with(random.randrange(len(node.inputs)), other)
+    try:
+        annotate(model)
+    except OnnxGptError as error:
+        assert error.code == "onnx-invalid"
 
 
 def test_new_nodes_are_inferred_when_they_are_asked_for() -> None:

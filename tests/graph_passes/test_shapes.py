@@ -15,6 +15,7 @@ from exporter.weights import Array, WeightTensor
 from graph_passes import run_pipeline
 from graph_passes.dims import parse
 from graph_passes.facts import annotate
+from graph_passes.passes import shapes
 from graph_passes.structure.moves import reshape_target
 
 INPUTS = "float[batch_size,sequence_length,12] x"
@@ -235,6 +236,28 @@ def test_any_chain_of_moves_keeps_every_bit(steps: list[int], random: object) ->
     before = len(spelled("  ".join(lines)).graph)
     model = spelled("  ".join(lines))
     assert len(rewritten(model)) <= before
+
+
+def test_looks_at_nodes_grow_as_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = """
+        a{i} = Reshape (h{i}, [0, 0, 3, 4])  b{i} = Transpose <perm = [0, 2, 1, 3]> (a{i})
+        c{i} = Transpose <perm = [0, 2, 1, 3]> (b{i})  h{j} = Reshape (c{i}, [0, 0, 12])
+    """.replace("[0, 0, 3, 4])", "{{0, 0, 3, 4}})").replace("[0, 0, 12])", "{{0, 0, 12}})")
+    looks = []
+    edit = shapes._edit
+    monkeypatch.setattr(
+        shapes, "_edit", lambda node, *rest: (looks.append(node.op_type), edit(node, *rest))[1]
+    )
+
+    def count(layers: int) -> int:
+        looks.clear()
+        body = "h0 = Neg (x) " + "".join(layer.format(i=i, j=i + 1) for i in range(layers))
+        model = spelled(f"{body} out = Neg (h{layers})")
+        run_pipeline(model, "fold, shapes", verify=False)
+        assert [node.op_type for node in model.graph] == ["Neg", "Neg"]
+        return len(looks)
+
+    assert count(48) <= 4.2 * count(12)
 
 
 # Lengths --------------------------------------------------------------------------------------------------
