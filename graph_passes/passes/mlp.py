@@ -37,18 +37,23 @@ def apply(model: ir.Model) -> Outcome:
     return Outcome.of(found.count(True), [miss for miss in found if isinstance(miss, NearMiss)])
 
 
-def _silu(node: ir.Node) -> bool:
+def _silu(node: ir.Node) -> bool | NearMiss:
     """x · σ(αx) ⇒ QuickGelu; α = 1 is SiLU."""
+    miss = None
     for x, gate in either_order(node):
         sigmoid = producer(gate, "Sigmoid")
-        if sigmoid is None or not is_private(gate):
+        if sigmoid is None:
+            continue
+        if not is_private(gate):
+            miss = NearMiss.of(node, "the sigmoid is used elsewhere")
             continue
         alpha, scaling = _scale(sigmoid.inputs[0], x)
         if alpha is not None:
             fused = make("QuickGelu", [x], str(node.name), domain=MICROSOFT, alpha=alpha)
             replace(node, [*scaling, sigmoid, node], [fused], [(node.outputs[0], fused.outputs[0])])
             return True
-    return False
+        miss = NearMiss.of(node, "the sigmoid is of another value")
+    return miss or False
 
 
 def _scale(value: ir.Value | None, x: ir.Value) -> tuple[float | None, list[ir.Node]]:

@@ -142,6 +142,8 @@ def _part(node: ir.Node, whole: ir.Value) -> Part | None:
     bounds = [constant(value) for value in node.inputs[1:]]
     if shape is None or len(bounds) < 3 or any(b is None or b.size != 1 for b in bounds):
         return None
+    if any(user.op_type == "Concat" for user, _ in node.outputs[0].uses()):
+        return None  # a head's part that is put back as it was, beside a rotated one
     start, end, axis, *step = (int(b.item()) for b in bounds if b is not None)
     size = shape[-1]
     if not isinstance(size, int) or axis % len(shape) != len(shape) - 1 or step not in ([], [1]):

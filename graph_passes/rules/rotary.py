@@ -57,6 +57,16 @@ def rotary_interleaved(op: Op, x: "B H S D", c: "B S D/2", s: "B S D/2") -> Equa
 
 
 @rule
+def rotary_interleaved_of_tokens(op: Op, x: "B S H D", c: "B S D/2", s: "B S D/2") -> Equation:
+    """the same before heads and tokens change places, on [B, S, H, D]"""
+    cos, sin = op.shared(_pairs(op, c, c, "B S 1 D")), op.shared(_pairs(op, s, s, "B S 1 D"))
+    even, odd = op.shared(op.Slice(x, 0, None, step=2)), op.shared(op.Slice(x, 1, None, step=2))
+    pairs = [op.Reshape(part, "B S H D/2 1") for part in (-odd, even)]
+    yield x * cos + op.Reshape(op.Concat(*pairs, axis=-1), "B S H D") * sin
+    return _on_tokens(op, x, c, s, interleaved=1)
+
+
+@rule
 def rotary_of_pairs(op: Op, x: "B S H D", c: "B S D/2", s: "B S D/2") -> Equation:
     """(x₁ + ix₂)·(c + is) for every pair, on [B, S, H, D]  ⇒  RotaryEmbedding(x, c, s; interleaved)"""
     cos, sin = op.shared(op.Reshape(c, "B S 1 D/2")), op.shared(op.Reshape(s, "B S 1 D/2"))
@@ -112,6 +122,18 @@ def partial_rotary(
     yield op.Concat(part, op.Slice(x, "2*R", None), axis=-1)
     width = 2 * op.dim("R")
     return op.RotaryEmbedding(x, cos, sin, p, interleaved=kind, num_heads=heads, rotary_embedding_dim=width)
+
+
+@rule(kind="exact", example={"heads": 4})
+def partial_rotary_of_tokens(
+    op: Op, x: "B S H D", cos: "P R", sin: "P R", p: "int B S", heads: "attribute", kind: "attribute"
+) -> Equation:
+    """the same before heads and tokens change places, on [B, S, H, D]"""
+    part = op.Reshape(op.Slice(x, 0, "2*R"), "B S H*2*R")
+    turned = op.RotaryEmbedding(part, cos, sin, p, interleaved=kind, num_heads=heads)
+    yield op.Concat(op.Reshape(turned, "B S H 2*R"), op.Slice(x, "2*R", None), axis=-1)
+    given = {"interleaved": kind, "num_heads": op.dim("H"), "rotary_embedding_dim": 2 * op.dim("R")}
+    return op.Reshape(op.RotaryEmbedding(op.Reshape(x, "B S H*D"), cos, sin, p, **given), "B S H D")
 
 
 @rule(kind="exact", example={"R": 4})

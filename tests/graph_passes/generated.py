@@ -8,6 +8,7 @@ the rules know: it computes something else, and has to go on doing so.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -456,7 +457,7 @@ class _Writer:
         if self.s.linear == "packed":
             packed = self._linear(x, f"{at}.qkv", hidden, (heads + 2 * kv) * d, self.s.bias)
             bounds = np.cumsum([0, heads * d, kv * d, kv * d]).tolist()
-            return [self.cut(packed, a, b, axis=2) for a, b in zip(bounds, bounds[1:], strict=False)]
+            return [self.cut(packed, a, b, axis=2) for a, b in itertools.pairwise(bounds)]
         sizes = {"q": heads, "k": kv, "v": kv}
         return [self._linear(x, f"{at}.{name}", hidden, n * d, self.s.bias) for name, n in sizes.items()]
 
