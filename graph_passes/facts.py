@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from exporter.errors import rejected
 from graph_passes.dims import Size, parse, symbol
 from graph_passes.inference.call import UNKNOWN, Call, Contents, Fact, Shape, known_ints
 from graph_passes.inference.contents import contents_of, whole_numbers
 from graph_passes.inference.contract import input_dims
 from graph_passes.matching import SMALL
+from graph_passes.refusal import refusing
 from graph_passes.shapes import RULES
 
 OPSET = 23
@@ -126,14 +126,8 @@ def _annotate_nodes(graph: ir.Graph) -> None:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 _annotate_body(node, attribute.as_graph())
-        try:
+        with refusing(node):
             infer_node(node)
-        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise rejected(
-                "onnx-invalid",
-                f"{node.op_type} {node.name!r:.200} cannot be computed from its inputs ({error})",
-                "export the model again",
-            ) from error
 
 
 def _annotate_body(node: ir.Node, body: ir.Graph) -> None:

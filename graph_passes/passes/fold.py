@@ -22,6 +22,7 @@ from graph_passes.facts import contents, dims
 from graph_passes.identities import bridge_identities
 from graph_passes.matching import SMALL, attribute, constant, replace
 from graph_passes.outcome import Outcome
+from graph_passes.refusal import refusing
 
 KIND = "exact"
 
@@ -72,7 +73,8 @@ class _Known:
         if any(output.is_graph_output() for output in node.outputs):
             self.calls.setdefault(_call_key(node), node)
             return
-        found = self._values(node)
+        with refusing(node):
+            found = self._values(node)
         if found is None:
             return
         if node.op_type == "Constant":
@@ -149,7 +151,7 @@ def _value_of(node: ir.Node, graph: ir.Graph) -> ir.TensorProtocol | None:
     if _is_inexact(node, [array for array in arrays if array is not None]) or _is_big(node, arrays):
         return None
     result = _evaluate(node, arrays, graph.opset_imports[""])
-    return ir.tensor(result) if result.nbytes <= SMALL else None
+    return ir.tensor(result) if result is not None and result.nbytes <= SMALL else None
 
 
 def _is_inexact(node: ir.Node, arrays: list[np.ndarray]) -> bool:
@@ -174,8 +176,8 @@ def _is_big(node: ir.Node, arrays: list[np.ndarray | None]) -> bool:
     return False
 
 
-def _evaluate(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> np.ndarray:
-    """Run one node by onnx's reference implementation."""
+def _evaluate(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> np.ndarray | None:
+    """Run one node by onnx's reference implementation; None where that refuses it."""
     feeds = {f"x{i}": array for i, array in enumerate(arrays) if array is not None}
     names = [f"x{i}" if array is not None else "" for i, array in enumerate(arrays)]
     proto = onnx.NodeProto(op_type=node.op_type, input=names, output=["y"])
@@ -188,5 +190,8 @@ def _evaluate(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> np.
     ]
     graph = onnx.helper.make_graph([proto], "one", inputs, [onnx.ValueInfoProto(name="y")])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    (result,) = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+    try:
+        (result,) = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+    except (LookupError, RuntimeError, TypeError, ValueError):
+        return None  # it will say why when the graph is run
     return np.asarray(result)

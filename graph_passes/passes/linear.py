@@ -17,6 +17,7 @@ from graph_passes.facts import dims
 from graph_passes.inference.call import Shape
 from graph_passes.matching import attribute, either_order, initializer, is_private, make, producer, replace
 from graph_passes.outcome import Outcome
+from graph_passes.refusal import refusing
 from graph_passes.structure import Edit
 from graph_passes.structure.moves import VIEWS, reshape_target, viewed
 
@@ -30,10 +31,11 @@ def apply(model: ir.Model) -> Outcome:
         if node.domain != "" or node.graph is None:
             continue
         edit = None
-        if node.op_type == "Gemm":
-            edit = _apart(node, constants)
-        elif node.op_type in VIEWS:
-            edit = _by_rows(node, constants)
+        with refusing(node):
+            if node.op_type == "Gemm":
+                edit = _apart(node, constants)
+            elif node.op_type in VIEWS:
+                edit = _by_rows(node, constants)
         if edit is not None:
             replace(node, [node], edit.nodes, [(node.outputs[0], edit.values[0])])
             fired += 1

@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 from graph_passes.constants import Constants
 from graph_passes.matching import replace
 from graph_passes.outcome import Outcome
+from graph_passes.refusal import refusing
 from graph_passes.structure import Edit, Rule, arithmetic, moves, parts
 from graph_passes.structure.sizes import Sizes
 
@@ -58,8 +59,9 @@ def rewrite(graph: ir.Graph, constants: Constants, rules: Callable[[str], tuple[
 
 
 def _edit(node: ir.Node, constants: Constants, rules: Callable[[str], tuple[Rule, ...]]) -> Edit | None:
-    for rule in rules(node.op_type):
-        edit = rule(node, constants)
-        if edit is not None:
-            return edit
+    with refusing(node):
+        for rule in rules(node.op_type):
+            edit = rule(node, constants)
+            if edit is not None:
+                return edit
     return None

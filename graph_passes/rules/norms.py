@@ -12,25 +12,21 @@ from graph_passes.engine.terms import Op
 def rms_norm(op: Op, x: "*B D", γ: "D", ε: "constant") -> Equation:
     """x · (mean(x²) + ε)^-½ · γ  ⇒  RMSNormalization(x, γ; ε)"""
     root = op.Sqrt(op.ReduceMean(x * x, [-1]) + ε)
-    normed = op.either(x * op.Reciprocal(root), x / root)
-    yield normed * γ
+    yield op.either(x * op.Reciprocal(root), x / root) * γ
     return op.RMSNormalization(x, γ, epsilon=ε, axis=-1)
 
 
 @rule
-def layer_norm(op: Op, x: "*B D", γ: "D", β: "D", ε: "constant") -> Equation:
-    """(x − μ) · (mean((x − μ)²) + ε)^-½ · γ + β  ⇒  LayerNormalization(x, γ, β; ε)"""
-    centred = x - op.ReduceMean(x, [-1])
-    root = op.Sqrt(op.ReduceMean(centred * centred, [-1]) + ε)
-    normed = op.either(centred * op.Reciprocal(root), centred / root)
-    yield normed * γ + β
-    return op.LayerNormalization(x, γ, β, epsilon=ε, axis=-1)
+def layer_norm(op: Op, x: "*B D", γ: "D", ε: "attribute") -> Equation:
+    """RMSNormalization(x − μ, γ; ε)  ⇒  LayerNormalization(x, γ; ε)"""
+    yield op.RMSNormalization(x - op.ReduceMean(x, [-1]), γ, epsilon=ε, axis=-1)
+    return op.LayerNormalization(x, γ, epsilon=ε, axis=-1)
 
 
 @rule
-def layer_norm_of_rms_norm(op: Op, x: "*B D", γ: "D", β: "D", ε: "attribute") -> Equation:
-    """RMSNormalization(x − μ, γ; ε) + β  ⇒  LayerNormalization(x, γ, β; ε)"""
-    yield op.RMSNormalization(x - op.ReduceMean(x, [-1]), γ, epsilon=ε, axis=-1) + β
+def layer_norm_shift(op: Op, x: "*B D", γ: "D", β: "D", ε: "attribute") -> Equation:
+    """LayerNormalization(x, γ; ε) + β  ⇒  LayerNormalization(x, γ, β; ε)"""
+    yield op.LayerNormalization(x, γ, epsilon=ε, axis=-1) + β
     return op.LayerNormalization(x, γ, β, epsilon=ε, axis=-1)
 
 

@@ -112,7 +112,8 @@ class Spec:
         raise AttributeError(name)
 
     def __repr__(self) -> str:
-        return f"spec({', '.join(f'{k}={v!r}' for k, v in self.choices)}, near_miss={self.near_miss!r}, seed={self.seed})"
+        choices = ", ".join(f"{name}={option!r}" for name, option in self.choices)
+        return f"spec({choices}, near_miss={self.near_miss!r}, seed={self.seed})"
 
     @property
     def hidden(self) -> int:

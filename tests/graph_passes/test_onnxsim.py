@@ -1,4 +1,4 @@
-"""A pass of others in a pipeline of ours: weights stay outside, what it does is proven like ours, its absence is told."""
+"""A pass of others in a pipeline of ours: weights stay outside, it is proven like ours, its absence is told."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def test_it_simplifies_without_reading_a_weight(monkeypatch: pytest.MonkeyPatch)
         (report,) = run_pipeline(model, "onnxsim", verify=False)
     assert report.fired > 300 and model.graph.num_nodes() < 300
     assert [(value.name, str(value.shape)) for value in model.graph.inputs] == inputs
-    kept = [value for value in model.graph.initializers.values() if isinstance(value.const_value, ir.LazyTensor)]
+    kept = [
+        value for value in model.graph.initializers.values() if isinstance(value.const_value, ir.LazyTensor)
+    ]
     assert len(kept) == len(before)
     assert all(value.const_value is before[str(value.name)] for value in kept)
 
