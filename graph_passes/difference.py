@@ -36,6 +36,10 @@ class Before:
                 self.calls[value] = call
                 self._add(value)
 
+    def of(self, value: ir.Value) -> ir.Value | None:
+        """The value of this name; where there is none, the value itself, if it was there under another one."""
+        return self.values.get(str(value.name)) or (value if value in self.facts else None)
+
     def _add(self, value: ir.Value) -> None:
         if value.name:
             self.values[value.name] = value
@@ -78,7 +82,7 @@ class _Twins:
     def changed(self) -> Iterator[Change]:
         """All changes that `replace` did not make, in topological order."""
         for value in (*self._graph.inputs, *self._graph.initializers.values()):
-            old = self._before.values.get(str(value.name))
+            old = self._before.of(value)
             if old is None:
                 continue
             if old not in self._before.calls:
@@ -99,7 +103,7 @@ class _Twins:
 
     def _kept(self, new: ir.Value) -> ir.Value | None:
         """The value before that a value has to be equal to, where nobody has seen to it yet."""
-        old = self._before.values.get(str(new.name))
+        old = self._before.of(new)
         if old is None or not (new.uses() or new.is_graph_output()):
             return None
         seen = new in self._replacing
@@ -130,7 +134,7 @@ class _Twins:
     def _was(self, node: ir.Node) -> Call | None:
         """The same node in the graph before: of the same op, on the same values."""
         first = next((value for value in node.outputs if value.name), None)
-        old = None if first is None else self._before.values.get(str(first.name))
+        old = None if first is None else self._before.of(first)
         call = None if old is None else self._before.calls.get(old)
         if call is None or len(call.outputs) != len(node.outputs) or len(call.inputs) != len(node.inputs):
             return None

@@ -82,43 +82,32 @@ def explain(model: ir.Model, pipeline: str) -> Explanation:
             mine = others if layer is None or part.part in ENDS else parts[layer]
             if part not in mine and not (part.reason and _same_failure(part, mine)):
                 mine.append(part)
-    at = {
-        str(node.name): layers.of.get(node) for node in model.graph if node.op_type in ("MatMul", "Softmax")
-    }
-    return Explanation(_without_cache_blamed([_blamed(mine) for mine in parts], at), tuple(others))
-
-
-def _blamed(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """An attention stays in pieces for want of a rotary that does: the reason is one, and the rotary's."""
-    rotary = next((part.reason for part in parts if part.part == "rotary" and part.reason), None)
-    return tuple(
-        dataclasses.replace(part, reason=rotary)
-        if rotary and part.part == "attention" and part.reason
-        else part
-        for part in parts
-    )
+    at = {str(node.name): layer for node, layer in layers.of.items()}
+    return Explanation(_without_cache_blamed(parts, at), tuple(others))
 
 
 def _without_cache_blamed(
-    layers: Sequence[tuple[Part, ...]], at: Mapping[str, int | None]
+    layers: Sequence[Sequence[Part]], at: Mapping[str, int]
 ) -> tuple[tuple[Part, ...], ...]:
     """Where no cache is put in because one attention is in pieces, all others have its reason.
 
     Args:
-        at: layers of products and softmaxes, by name.
+        at: layers of nodes, by name.
     """
-    why = [next((p.reason for p in parts if p.part == "attention"), None) for parts in layers]
+    why = {i: part.reason for i, parts in enumerate(layers) for part in parts if part.form == "Softmax"}
 
     def blamed(part: Part) -> Part:
-        to_blame = at.get(part.reason.at) if part.reason is not None and part.reason.by == "cache" else None
-        return part if to_blame is None else dataclasses.replace(part, reason=why[to_blame])
+        layer = at.get(part.reason.at) if part.reason is not None and part.reason.by == "cache" else None
+        return dataclasses.replace(part, reason=why[layer]) if layer in why else part
 
     return tuple(tuple(blamed(part) for part in parts) for parts in layers)
 
 
 def _same_failure(part: Part, others: Iterable[Part]) -> bool:
     """Whether a further piece of what is reported already: layer_norm has two means, rotary a q and a k."""
-    return any(o.part == part.part and o.reason == part.reason for o in others)
+    return any(
+        o.part == part.part and o.reason and part.reason and o.reason.same(part.reason) for o in others
+    )
 
 
 # Layers -----------------------------------------------------------------------------------------------------
@@ -174,19 +163,23 @@ def _layer_by_role(node: ir.Node) -> int | None:
     return int(number) if first == "layers" and number.isdigit() else None
 
 
-def _projections(anchor: ir.Node) -> Iterator[ir.Node]:
-    """The products that an attention's inputs come from."""
+def _before(anchor: ir.Node) -> list[ir.Node]:
+    """What stands before an attention, up to the products that its inputs come from, these included."""
     waiting = [value.producer() for value in anchor.inputs[:3] if value is not None]
-    seen: set[ir.Node] = set()
+    seen: dict[ir.Node, None] = {}
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        seen.add(node)
-        if _is_linear(node):
-            yield node
-        elif node.op_type not in ATTENTIONS:
+        seen[node] = None
+        if not _is_linear(node) and node.op_type not in ATTENTIONS:
             waiting.extend(value.producer() for value in node.inputs if value is not None)
+    return list(seen)
+
+
+def _projections(anchor: ir.Node) -> list[ir.Node]:
+    """The products that an attention's inputs come from."""
+    return [node for node in _before(anchor) if _is_linear(node)]
 
 
 def _is_attention(node: ir.Node) -> bool:
@@ -243,14 +236,14 @@ class _Parts:
         elif op == "RotaryEmbedding":
             yield Part("rotary", op, str(node.name))
         elif _turns_halves(node):
-            yield self.in_pieces("rotary", node)
+            yield Part("rotary", op, str(node.name), self._why_in_pieces(node))
         elif op in ("Cos", "Sin"):
             reason = self.reasons.of_users("control", node)
             if reason is not None:  # what is left of tables that were understood is for somebody else
                 yield Part("rotary", op, str(node.name), reason)
         elif op == "Mul":
             reason = self.reasons.of_pass("mlp", node)
-            if reason is not None and "Sigmoid" not in _made_by(node):
+            if reason is not None and all(maker.op_type != "Sigmoid" for maker in _makers(node)):
                 yield Part("gate_up", op, str(node.name), reason)
         elif op in ("Gather", "GatherBlockQuantized") and _reads_tokens(node):
             yield Part("embedding", op, str(node.name))
@@ -275,32 +268,34 @@ class _Parts:
             yield Part("qkv", "split", name)
 
     def in_pieces(self, part: str, node: ir.Node, known: Reason | None = None) -> Part:
-        return Part(part, node.op_type, str(node.name), known or self.reasons.of_piece(node) or unknown(node))
+        return Part(part, node.op_type, str(node.name), known or self._why_in_pieces(node))
+
+    def _why_in_pieces(self, node: ir.Node) -> Reason:
+        """What kept a rotary's tables from being understood, else the rule that came nearest."""
+        around = _around(node) if _turns_halves(node) else []
+        tables = (self.reasons.of_pass("control", each) for each in around)
+        return next(filter(None, tables), None) or self.reasons.of_piece(node) or unknown(node)
 
     def _why_not_taken(self, node: ir.Node) -> Reason:
         """A standard Attention that the target did not take: what came before it is to blame, where it is known."""
         given = [*node.inputs, None, None, None]
         mask, past = given[3], given[4]
+        before = _before(node)
         own = self.reasons.of_pass("attention", node)
         if own is None:
             return Reason("", "", str(node.name), "no pass looked at it", 0.0)
+        pieces = [each for each in before if each.op_type == "ReduceMean" or _turns_halves(each)]
+        if pieces:
+            return self._why_in_pieces(pieces[0])
         found = None
         if attribute(node, "q_num_heads", 0) == 0:
-            found = max(filter(None, map(self.reasons.of_piece, _on_heads(node))), default=None, key=_share)
+            on_heads = [node, *(each for each in before if each.op_type in {"RotaryEmbedding", *NORMS})]
+            found = max(filter(None, map(self.reasons.of_layout, on_heads)), default=None, key=_share)
         elif past is None:
             found = self.reasons.of_graph("cache")
         elif mask is not None:
             found = self.reasons.of_ancestors("control", node)
         return found or own
-
-
-def _on_heads(node: ir.Node) -> list[ir.Node]:
-    """An attention, and what stands before it and works on heads too: the rotary and norms of its q and k."""
-    before = [value.producer() for value in node.inputs[:2] if value is not None]
-    return [
-        node,
-        *(each for each in before if each is not None and each.op_type in {"RotaryEmbedding", *NORMS}),
-    ]
 
 
 def _share(reason: Reason) -> float:
@@ -332,6 +327,18 @@ def _turns_halves(node: ir.Node) -> bool:
     return bool(a & b)
 
 
+def _around(node: ir.Node) -> list[ir.Node]:
+    """The products and sums that a Concat of halves is multiplied and summed by, before it or after."""
+    after = [*users(node), *(then for user in users(node) for then in users(user))]
+    before = [*_makers(node), *(first for maker in _makers(node) for first in _makers(maker))]
+    return [*after, *(maker for each in after for maker in _makers(each)), *before]
+
+
+def _makers(node: ir.Node) -> list[ir.Node]:
+    made = (value.producer() for value in node.inputs if value is not None)
+    return [maker for maker in made if maker is not None]
+
+
 def _wholes(value: ir.Value | None, steps: int = 4) -> set[ir.Value]:
     """Values of which a value is made by slicing and arithmetic."""
     node = value.producer() if value is not None else None
@@ -342,11 +349,6 @@ def _wholes(value: ir.Value | None, steps: int = 4) -> set[ir.Value]:
     if node.op_type not in ("Add", "Mul", "Neg", "Reshape", "Sub", "Unsqueeze"):
         return set()
     return set().union(*(_wholes(each, steps - 1) for each in node.inputs))
-
-
-def _made_by(node: ir.Node) -> set[str]:
-    makers = (value.producer() for value in node.inputs if value is not None)
-    return {maker.op_type for maker in makers if maker is not None}
 
 
 def _reads_tokens(node: ir.Node) -> bool:

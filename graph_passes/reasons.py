@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import onnx_ir as ir
 
+from graph_passes.engine.rule import Rule
+from graph_passes.engine.terms import Apply, within
 from graph_passes.outcome import NearMiss
 from graph_passes.passes.canonical import rules
 from graph_passes.pipeline import PassReport
@@ -36,6 +38,10 @@ class Reason:
     why: str
     share: float
 
+    def same(self, other: Reason) -> bool:
+        """Whether it is the same reason, at another place perhaps."""
+        return (self.by, self.rule, self.why) == (other.by, other.rule, other.why)
+
     def __str__(self) -> str:
         return (
             f"{self.rule or self.by} stopped at {self.at}: {self.why}"
@@ -60,12 +66,18 @@ class Reasons:
                 for node in miss.nodes:
                     self._by_node[node].append((report.name, miss))
 
-    def of_piece(self, node: ir.Node) -> Reason | None:
+    def of_layout(self, node: ir.Node) -> Reason | None:
+        """`of_piece` of what still works on heads, [B, H, S, D]: rules that want tokens, [B, S, H·D], come after."""
+        return self.of_piece(node, {rule.name for rule in rules() if _wants_tokens(rule)})
+
+    def of_piece(self, node: ir.Node, without: Set[str] = frozenset()) -> Reason | None:
         """The rule that came furthest with a node in what it matched; of equals the one that matched more.
 
         Where none came that far, the one that came furthest of those that look for such a node and began close by.
         """
-        about = [(by, miss) for by, miss in self._by_node[node] if miss.rule] or [
+        about = [
+            (by, miss) for by, miss in self._by_node[node] if miss.rule and miss.rule not in without
+        ] or [
             (by, miss)
             for user in _within_steps(node, NEXT)
             for by, miss in self._by_node[user]
@@ -139,6 +151,11 @@ def _within_steps(node: ir.Node, steps: int) -> list[ir.Node]:
         near = [user for each in near for user in users(each) if user not in found]
         found.update(dict.fromkeys(near))
     return list(found)
+
+
+def _wants_tokens(rule: Rule) -> bool:
+    terms = (term for side in rule.left for output in side for term in within(output))
+    return any(isinstance(term, Apply) and "q_num_heads" in term.attributes for term in terms)
 
 
 def _parsed(text: str) -> NearMiss:

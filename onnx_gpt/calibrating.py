@@ -26,6 +26,8 @@ from onnx_gpt.progress import Progress
 
 WINDOWS, WINDOW = 16, 512
 """Text that ranges are taken from, where the model's context holds windows of so many tokens."""
+CHUNK, SAMPLED = 128, 4
+"""Tokens of a window that activations are kept of at once, and of which one is counted."""
 DEFAULT_ORIGIN = "pydoc_data.topics, first four fifths (no --calibration was given)"
 
 
@@ -80,6 +82,9 @@ def distributions(
 ) -> dict[ir.Value, Distribution]:
     """How the values of a float graph are spread on a text; memory does not grow with the text.
 
+    Windows go through the graph as a text does, a chunk after the other with the cache of those before. One token in
+    `SAMPLED` is counted, another one in each window: a share of a million values is known well enough from that.
+
     Args:
         model, windows, folder: as `cache_ranges` takes them.
         values: made by nodes of the graph. They are given out by it while it runs here.
@@ -90,9 +95,11 @@ def distributions(
     try:
         with _runnable(model, folder, progress) as candidate:
             for i, window in enumerate(windows):
-                _, found = candidate.run(window[None])
-                for value, histogram in histograms.items():
-                    histogram.add(found[str(value.name)])
+                seen: dict[str, np.ndarray] | None = None
+                for start in range(0, len(window), CHUNK):
+                    _, seen = candidate.run(window[None, start : start + CHUNK], past=seen)
+                    for value, histogram in histograms.items():
+                        histogram.add(seen.pop(str(value.name))[:, i % SAMPLED :: SAMPLED])
                 progress.advance(i + 1, len(windows), "windows of calibration text")
     finally:
         del model.graph.outputs[outputs:]

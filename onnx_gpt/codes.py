@@ -17,7 +17,7 @@ from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 
 WINDOWS = 128
-"""Windows of 512 tokens: twice as many lower KL by a fiftieth (docs/experiments.md)."""
+"""Windows that codes are chosen on. A second moment takes many more tokens than a layer has inputs."""
 
 
 def choose_codes(

@@ -6,7 +6,6 @@ Stages are functions from value to value. Nothing before *write* reads a weight.
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -35,7 +35,7 @@ def quantize_statically(
     if exported.decoder is None:
         raise unsupported(
             "static-unknown-decoder",
-            "static 8-bit needs the model's norms folded and its channels rotated, and this graph's decoder is not known",
+            "static 8-bit folds norms and rotates channels, and the decoder of this graph is not known",
             "give the checkpoint that the graph was exported from, or use --quantize int8",
         )
     windows = calibration_windows(opened, exported, recipe.calibration)

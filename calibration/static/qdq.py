@@ -18,7 +18,7 @@ from calibration.static.codes import ChannelCodes
 from graph_passes.matching import initializer, make, replace
 
 STATIC = frozenset(["q", "k", "v", "qkv", "o", "gate", "up", "gate_up"])
-"""Last part of the roles that are static. down is not: its inputs hold a few tokens' values that are thousands of times as
+"""Last part of the roles that are static. down is not: a few tokens give it values that are thousands of times as
 large as all others, so that no scale fits both."""
 
 Range = tuple[float, float]

@@ -1,15 +1,15 @@
 """Norms folded, residual stream and value heads rotated: the same function, without channels that stand out.
 
-With R orthogonal, ``norm(x·R) = norm(x)·R`` for an RMSNorm without gain, and for a LayerNorm without gain and bias where R
-keeps the vector of ones. So what writes to the residual stream is turned by R, and what reads it is turned back, after
-its norm's gain γ and bias β have gone into it:
+With R orthogonal, ``norm(x·R) = norm(x)·R`` for an RMSNorm without gain, and for a LayerNorm without gain and bias
+where R keeps the vector of ones. So what writes to the residual stream is turned by R, and what reads it is turned
+back, after its norm's gain γ and bias β have gone into it:
 
     embedding, positions:  E ⇒ E·R            q, k, v, gate, up:  W ⇒ W·diag(γ)·R,  b ⇒ b + W·β
     o, down:  W ⇒ Rᵀ·W,  b ⇒ Rᵀ·b             head, untied: as the readers
 
-A tied head reads the table that was turned, so a map of its own comes before it: ``logits = (norm(x)·M + β·R) · (E·R)ᵀ`` with
-``M = Rᵀ·diag(γ)·R``. Values of each head are turned by H, and o turns them back: ``v ⇒ Hᵀ·v,  o ⇒ o·H``. Sources: Ashkboos
-et al. 2024 (SliceGPT, QuaRot), Liu et al. 2024 (SpinQuant).
+A tied head reads the table that was turned, so a map of its own comes before it:
+``logits = (norm(x)·M + β·R) · (E·R)ᵀ`` with ``M = Rᵀ·diag(γ)·R``. Values of each head are turned by H, and o turns them
+back: ``v ⇒ Hᵀ·v,  o ⇒ o·H``. Sources: Ashkboos et al. 2024 (SliceGPT, QuaRot), Liu et al. 2024 (SpinQuant).
 """
 
 from __future__ import annotations

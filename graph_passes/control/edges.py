@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from exporter.errors import Exit, OnnxGptError
 from graph_passes import dims, facts
 from graph_passes.causal import mask_structure, positions_of
 from graph_passes.control.interface import Interface
@@ -17,6 +16,7 @@ from graph_passes.control.probe import Runner
 from graph_passes.control.rewrite import Canonical
 from graph_passes.control.tables import (
     Lookup,
+    NoTable,
     Positions,
     Table,
     context_of,
@@ -26,7 +26,7 @@ from graph_passes.control.tables import (
     table_of,
 )
 from graph_passes.evaluate import CannotEvaluate
-from graph_passes.matching import attribute, role_of
+from graph_passes.matching import attribute, constant, producer, role_of
 from graph_passes.outcome import NearMiss, Outcome
 from graph_passes.shapes import Shape
 
@@ -37,16 +37,25 @@ BEFORE_SOFTMAX = ON_THE_WAY | {"Clip", "Concat", "Max", "Reshape", "Tanh"}
 """What may lie between a mask and the softmax that it is for: caps, sinks, a guard against overflow."""
 
 
-def rewrite_edges(model: ir.Model, interface: Interface, context_length: int = 0) -> tuple[Outcome, ir.Value]:
-    """Rewrite all edges that can be told. Gives also the attention mask, which is an input of the graph where any edge
-    needs one.
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """What became of a graph's edges.
+
+    Attributes:
+        attention_mask: an input of the graph now, where any edge needs one.
+        unbounded: name of a rotary table that the graph computes itself without saying how far; empty for none.
+    """
+
+    outcome: Outcome
+    attention_mask: ir.Value
+    unbounded: str
+
+
+def rewrite_edges(model: ir.Model, interface: Interface, context_length: int = 0) -> Rewritten:
+    """Rewrite all edges that can be told.
 
     Args:
         context_length: rows of rotary tables; 0 for as many as the graph's own tables have.
-
-    Raises:
-        OnnxGptError: ``context-length-unknown`` (exit 2) for a graph that computes its rotary tables itself and does
-            not say how far.
     """
     island = island_of(model.graph, interface)
     runner = Runner(model, interface, island)
@@ -54,7 +63,8 @@ def rewrite_edges(model: ir.Model, interface: Interface, context_length: int = 0
     work.take_masks()
     work.take_rows()
     work.canonical.splice()
-    return Outcome(work.fired, work.refused, tuple(work.misses)), work.canonical.attention_mask
+    outcome = Outcome(work.fired, work.refused, tuple(work.misses))
+    return Rewritten(outcome, work.canonical.attention_mask, work.unbounded)
 
 
 def is_canonical(value: ir.Value | None) -> bool:
@@ -66,7 +76,11 @@ def is_canonical(value: ir.Value | None) -> bool:
         value = node.inputs[0]
         return value is not None and not isinstance(mask_structure(value), str)
     if node.op_type == "Gather":
-        return positions_of(node.inputs[1]) is not None
+        index = node.inputs[1]
+        shifted = producer(index, "Add")
+        if shifted is not None and constant(shifted.inputs[1]) is not None:
+            index = shifted.inputs[0]
+        return positions_of(index) is not None
     if node.op_type in ("Concat", "Neg", "Reshape", "Unsqueeze"):
         parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
         return all(map(is_canonical, parts))
@@ -97,6 +111,7 @@ class _Work:
         self.island = island
         self.canonical = canonical
         self.fired = 0
+        self.unbounded = ""
         self._refusals: dict[tuple[str, str], list[str]] = {}
         self.misses: list[NearMiss] = []
         self._context_length = context_length
@@ -267,12 +282,8 @@ class _Work:
         sizes = [context_of(self.runner.piece([other.value])) for other in self.island.edges]
         known = [size for size in sizes if size is not None]
         if not known:
-            raise OnnxGptError(
-                "context-length-unknown",
-                f"the graph computes its rotary positions ({edge.value.name}) and does not say how many there may be",
-                "say it with --context-length, as max_position_embeddings in the model's config.json",
-                exit=Exit.USAGE,
-            )
+            self.unbounded = str(edge.value.name)
+            raise NoTable("how many positions there may be is not known")
         return min(known)
 
     def _refuse(self, use: Use, reason: str) -> None:

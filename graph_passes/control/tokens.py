@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from graph_passes import facts
-from graph_passes.dims import product
+from graph_passes.dims import BATCH, SEQUENCE, product, symbol
 from graph_passes.matching import attribute, role_of
 from graph_passes.shapes import Shape
 
@@ -23,7 +23,11 @@ BY_AXIS: Mapping[str, int] = {"Softmax": -1, "LogSoftmax": -1, "Concat": 0, "Spl
 NORMS = frozenset(["LayerNormalization", "RMSNormalization"])
 """Ops that work along one axis and all that follow it."""
 
+FLAT = -1
+"""Stands for the axis of tokens of ``[B·S, …]``, which is the first and the batch's too."""
+
 MEETS_NOBODY = frozenset(["RotaryEmbedding", "Shape", "Size"])
+VIEWS = frozenset(["Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze"])
 REDUCTIONS = frozenset(["ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare", "ReduceL2"])
 
 
@@ -52,7 +56,7 @@ def _axis_after(node: ir.Node, axes: Mapping[ir.Value, int]) -> int | str | None
     if node.domain != "" or out is None:
         return "is not known"
     if op == "Attention":
-        return 1 if own == 1 else own
+        return own
     if op in MEETS_NOBODY:
         return own if op == "RotaryEmbedding" else None
     if op in BY_ELEMENT:
@@ -65,14 +69,21 @@ def _axis_after(node: ir.Node, axes: Mapping[ir.Value, int]) -> int | str | None
         return "lets tokens meet tokens"
     sizes = facts.dims(first)
     assert sizes is not None  # a value with an axis of tokens has a rank
-    return _along(node, own, sizes, out, axes)
+    if own != FLAT:
+        return _along(node, own, sizes, out, axes)
+    if op in VIEWS:
+        return _unflattened(sizes, out)
+    axis = "joins tokens" if op in ("Concat", "Slice") else _along(node, 0, sizes, out, axes)
+    if isinstance(axis, str):
+        return axis
+    return FLAT if axis == 0 else "moves tokens out of their axis"
 
 
 def _along(node: ir.Node, own: int, sizes: Shape, out: Shape, axes: Mapping[ir.Value, int]) -> int | str:
     """Axis of the tokens after a node that works along some axes."""
     op, rank = node.op_type, len(sizes)
-    if op == "MatMul":
-        return own if own != rank - 1 else "adds up tokens"
+    if op in ("MatMul", "Gemm"):
+        return own if own != rank - 1 and not attribute(node, "transA", 0) else "adds up tokens"
     if op in NORMS:
         return own if own < attribute(node, "axis", -1) % rank else "works along the tokens"
     if op in BY_AXIS:
@@ -89,7 +100,7 @@ def _along(node: ir.Node, own: int, sizes: Shape, out: Shape, axes: Mapping[ir.V
     if op == "Transpose":
         perm: Sequence[int] = attribute(node, "perm", range(rank)[::-1])
         return perm.index(own)
-    if op in ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Expand"):
+    if op in VIEWS:
         return _reshaped(own, sizes, out)
     return "may let tokens meet"
 
@@ -104,7 +115,17 @@ def _reshaped(own: int, sizes: Shape, out: Shape) -> int | str:
             and product(out[axis:]) == product(sizes[own:])
         ):
             return axis
+    if own == 1 and out[0] == before * sizes[1] and product(out[1:]) == product(sizes[2:]):
+        return FLAT
     return "moves tokens out of their axis"
+
+
+def _unflattened(sizes: Shape, out: Shape) -> int | str:
+    """The axis of tokens after a view of ``[B·S, …]``."""
+    if out[0] == sizes[0]:
+        return FLAT
+    split = len(out) > 1 and out[0] == symbol(BATCH) and out[1] == symbol(SEQUENCE)
+    return 1 if split and product(out[:2]) == sizes[0] else "moves tokens out of their axis"
 
 
 def _aligned(node: ir.Node, axes: Mapping[ir.Value, int], rank: int) -> int | str:
@@ -112,7 +133,8 @@ def _aligned(node: ir.Node, axes: Mapping[ir.Value, int], rank: int) -> int | st
     found = set()
     for value in node.inputs:
         if value is not None and value in axes:
-            found.add(axes[value] + rank - len(facts.dims(value) or ()))
+            axis, more = axes[value], rank - len(facts.dims(value) or ())
+            found.add(axis if axis == FLAT and not more else max(axis, 0) + more)
     return found.pop() if len(found) == 1 else "lets tokens meet tokens"
 
 
@@ -122,8 +144,10 @@ def _gathered(node: ir.Node, axes: Mapping[ir.Value, int]) -> int | str | None:
     assert data is not None and indices is not None
     axis = int(attribute(node, "axis", 0)) % max(len(facts.dims(data) or ()), 1)
     if data not in axes:
-        return axis + axes[indices]
+        return FLAT if axes[indices] == FLAT and axis == 0 else axis + max(axes[indices], 0)
     own, more = axes[data], len(facts.dims(indices) or ()) - 1
+    if own == FLAT:
+        return "picks tokens by place"
     if indices in axes or own == axis:
         return "picks tokens by place"
     return own + more if own > axis else own

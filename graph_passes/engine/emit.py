@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ class Emitter:
         values: Mapping[str, Any],
         shapes: Shapes,
         element: ir.DataType,
-        choose: Callable[[Sequence[Term]], Term] = operator.itemgetter(0),
+        choose: Callable[[Either], Term] = lambda term: term.options[0],
     ) -> None:
         self.graph = graph
         self.values = values
@@ -81,7 +80,7 @@ class Emitter:
             case Shared():
                 return self.value(term.input)
             case Either():
-                return self.value(self.choose(term.options))
+                return self.value(self.choose(term))
             case Output():
                 node = self.value(term.of).producer()
                 assert node is not None

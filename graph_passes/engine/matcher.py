@@ -179,7 +179,9 @@ class _Search:
             equal = np.allclose(
                 array.astype(np.float64).reshape(-1), term.value.reshape(-1), rtol=1e-5, atol=0
             )
-        return [] if equal else f"it is the constant {_printed(array.reshape(-1)[0].item())}, not {term.value}"
+        return (
+            [] if equal else f"it is the constant {_printed(array.reshape(-1)[0].item())}, not {term.value}"
+        )
 
     def output(self, term: Output, value: ir.Value) -> Iterator[list[tuple[Term, ir.Value | None]] | str]:
         node = value.producer()

@@ -93,7 +93,9 @@ class _Worklist:
                     todo.extendleft(self.visit(node))
                 if self.fired() > most:
                     busy = sorted(self.counts, key=lambda name: -self.counts[name].fired)[:3]
-                    raise AssertionError(f"rules undo one another for ever; most often fired: {', '.join(busy)}")
+                    raise AssertionError(
+                        f"rules undo one another for ever; most often fired: {', '.join(busy)}"
+                    )
         left = [
             miss for node, misses in self.misses.items() if node.graph is not None for miss in misses.values()
         ]

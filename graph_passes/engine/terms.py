@@ -248,9 +248,7 @@ class Op:
     def Expand(self, x: Term, dims: str) -> Term:
         return Expanded(x, dims)
 
-    def Slice(
-        self, x: Term, start: int | str, end: int | str | None, axis: int = -1, step: int = 1
-    ) -> Term:
+    def Slice(self, x: Term, start: int | str, end: int | str | None, axis: int = -1, step: int = 1) -> Term:
         return Sliced(x, axis, start, end, step)
 
     def either(self, *options: Term) -> Term:

@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from graph_passes.engine.emit import Emitter
 from graph_passes.engine.rewriting import rewrite
-from graph_passes.engine.rule import Rule
-from graph_passes.engine.terms import Shapes, Term, Variable
+from graph_passes.engine.rule import Rule, Side
+from graph_passes.engine.terms import Either, Shapes, Variable, within
 from graph_passes.evaluate import Subgraph, evaluate, evaluate_float64
 from graph_passes.facts import annotate
 
@@ -69,20 +69,12 @@ def try_rule(rule: Rule) -> int:
 
 def choices(rule: Rule, spelling: int) -> Iterator[tuple[int, ...]]:
     """Every combination of a spelling's alternatives, by number."""
-    sizes: list[int] = []
-
-    def count(options: Sequence[Term]) -> Term:
-        sizes.append(len(options))
-        return options[0]
-
-    _build(rule, spelling, count)
-    yield from itertools.product(*map(range, sizes))
+    yield from itertools.product(*(range(len(term.options)) for term in _alternatives(rule.left[spelling])))
 
 
 def example(rule: Rule, spelling: int = 0, choice: Sequence[int] = ()) -> Example:
     """A spelling of a rule as a graph; alternatives are the first ones, or as chosen."""
-    picks = iter(choice)
-    return _build(rule, spelling, lambda options: options[next(picks, 0)])
+    return _build(rule, spelling, choice)
 
 
 def _try(rule: Rule, spelling: int, choice: Sequence[int]) -> None:
@@ -104,7 +96,13 @@ def _try(rule: Rule, spelling: int, choice: Sequence[int]) -> None:
             raise AssertionError(f"{where}: the sides differ by {error:.1e}, {allowed:.1e} is allowed")
 
 
-def _build(rule: Rule, spelling: int, choose: Any) -> Example:
+def _alternatives(side: Side) -> list[Either]:
+    """In the order in which the rule wrote them, whichever of them is made."""
+    terms = itertools.chain.from_iterable(map(within, side))
+    return list(dict.fromkeys(term for term in terms if isinstance(term, Either)))
+
+
+def _build(rule: Rule, spelling: int, choice: Sequence[int]) -> Example:
     rng = np.random.default_rng(5)
     given = {**DIMS, **rule.example}
     shapes = Shapes(given)
@@ -121,8 +119,12 @@ def _build(rule: Rule, spelling: int, choose: Any) -> Example:
             default = float(rng.uniform(0.2, 1.0)) if variable.kind == "constant" else None
             values[variable.name] = terms[variable.name] = given.get(variable.name, default)
     graph = ir.Graph(list(feeds), [], nodes=[], opset_imports={"": 23}, name=rule.name)
-    emitter = Emitter(graph, values, shapes, ir.DataType.FLOAT, choose)
-    outputs = emitter.side(rule.sides(terms, shapes)[0][spelling])
+    left = rule.sides(terms, shapes)[0][spelling]
+    chosen = dict(zip(_alternatives(left), choice, strict=False))
+    emitter = Emitter(
+        graph, values, shapes, ir.DataType.FLOAT, lambda term: term.options[chosen.get(term, 0)]
+    )
+    outputs = emitter.side(left)
     graph.extend(emitter.nodes)
     graph.outputs.extend(outputs)
     model = ir.Model(graph, ir_version=10)

@@ -18,7 +18,6 @@ import onnx_ir as ir
 
 from exporter.control import Control
 from exporter.emitter import Emitter, typed
-from exporter.errors import OnnxGptError
 from graph_passes import facts
 from graph_passes.causal import mask_structure
 from graph_passes.control.edges import is_canonical, rewrite_edges
@@ -65,11 +64,8 @@ def apply(model: ir.Model) -> Outcome:
     if not attentions:
         return Outcome(0, ("graph: it has no standard Attention, which the `canonical` pass makes",))
     _measure_tokens(interface)
-    try:
-        edges, _ = rewrite_edges(model, interface)
-    except OnnxGptError as error:  # rotary tables that `control` has left as they were
-        return Outcome(0, (f"graph: {error.cause}",))
-    refused = [*edges.refused, *_obstacles(graph, interface)]
+    edges = rewrite_edges(model, interface)
+    refused = [*edges.outcome.refused, *_obstacles(graph, interface)]
     targets = []
     for node in attentions:
         target = _target(node)

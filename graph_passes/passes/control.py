@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from exporter.errors import Exit, OnnxGptError
 from graph_passes.control.edges import rewrite_edges
 from graph_passes.control.interface import interface_of
 from graph_passes.control.names import adopt_contract
@@ -36,6 +37,13 @@ def apply(model: ir.Model, context_length: int = 0) -> Outcome:
     interface = interface_of(model.graph)
     if isinstance(interface, str):
         return Outcome(0, (f"graph: {interface}",))
-    edges, attention_mask = rewrite_edges(model, interface, context_length)
-    names = adopt_contract(model, interface, attention_mask)
-    return Outcome(edges.fired + names.fired, (*edges.refused, *names.refused), edges.misses)
+    edges = rewrite_edges(model, interface, context_length)
+    if edges.unbounded:
+        raise OnnxGptError(
+            "context-length-unknown",
+            f"the graph computes its rotary positions ({edges.unbounded}) and does not say how many there may be",
+            "say it with --context-length, as max_position_embeddings in the model's config.json",
+            exit=Exit.USAGE,
+        )
+    told, names = edges.outcome, adopt_contract(model, interface, edges.attention_mask)
+    return Outcome(told.fired + names.fired, (*told.refused, *names.refused), told.misses)

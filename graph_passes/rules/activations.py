@@ -23,8 +23,11 @@ def gelu(op: Op, x: "*B D") -> Equation:
 def gelu_tanh(op: Op, x: "*B D") -> Equation:
     """½x · (1 + tanh(√(2/π)(x + 0.044715x³)))  ⇒  Gelu(x; tanh)"""
     cube = op.either(op.Pow(x, 3.0), x * x * x, x * (x * x))
-    bracket = op.either(x + cube * 0.044715, x * (x * x * 0.044715 + 1.0), x * (x * (x * 0.044715) + 1.0))
-    tanh = op.Tanh(bracket * ROOT_2_OVER_PI) + 1.0
+    factor = op.either(x * x * 0.044715, x * (x * 0.044715)) + 1.0
+    inner = op.either(
+        (x + cube * 0.044715) * ROOT_2_OVER_PI, x * factor * ROOT_2_OVER_PI, x * ROOT_2_OVER_PI * factor
+    )
+    tanh = op.Tanh(inner) + 1.0
     yield x * tanh * 0.5
     yield x * 0.5 * tanh
     yield x * (tanh * 0.5)

@@ -55,7 +55,14 @@ def attention_choosing(
 
 @rule(example={"cap": 2.0, "inverse": 0.5})
 def attention_capped(
-    op: Op, q: "B H S D", k: "B H D T", v: "B H T E", m: "*M S T", c: "constant", inverse: "constant", cap: "constant"
+    op: Op,
+    q: "B H S D",
+    k: "B H D T",
+    v: "B H T E",
+    m: "*M S T",
+    c: "constant",
+    inverse: "constant",
+    cap: "constant",
 ) -> Equation:
     """softmax(cap·tanh(c·q·k / cap) + m) · v  ⇒  Attention(q, kᵀ, v, m; scale = c, softcap = cap)"""
     yield _softmax(op, op.Tanh(_scaled(op, q, k, c) * inverse) * cap + m) @ v
@@ -166,6 +173,28 @@ def cached_attention_on_tokens(
     y, keys, values = op.Attention(*_swapped(op, q, k, v), m, past_k, past_v, **given)
     yield _side_by_side(op, y), keys, values
     return op.Attention(*_flat(op, q, k, v, "S"), m, past_k, past_v, **given, **_heads(op))
+
+
+@rule(example={"N": 32, "X": 16, "Y": 12, "heads": 4, "kv_heads": 2, "c": 0.5})
+def scaled_queries(
+    op: Op,
+    q: "B S N",
+    k: "B S X",
+    v: "B S Y",
+    m: "any *M S T",
+    past_k: "B K P D",
+    past_v: "B K P E",
+    factor: "constant",
+    c: "attribute",
+    cap: "attribute",
+    heads: "attribute",
+    kv_heads: "attribute",
+) -> Equation:
+    """Attention(f·q, k, v; scale = c)  ⇒  Attention(q, k, v; scale = f·c)"""
+    given = {"softcap": cap, "q_num_heads": heads, "kv_num_heads": kv_heads, "outputs": 3}
+    y, keys, values = op.Attention(q * factor, k, v, m, past_k, past_v, scale=c, **given)
+    yield y, keys, values
+    return op.Attention(q, k, v, m, past_k, past_v, scale=c * factor, **given)
 
 
 def _scaled(op: Op, q: Term, k: Term, c: Term) -> Term:

@@ -134,6 +134,11 @@ def spoiled(kind: str) -> ir.Model:
     elif kind == "length of the mask":  # without a past it is that of the call
         shape = pen("Concat", pen("Shape", graph.inputs[1]), [HIDDEN], axis=0)
         norm.replace_input_with(0, pen("Reshape", x, shape))
+    elif kind == "rows of all tokens":
+        norm.replace_input_with(0, pen("Reshape", x, [-1, HIDDEN]))
+        tokens = pen("Concat", pen("Shape", graph.inputs[0]), [HIDDEN], axis=0)
+        for node, index in tuple(norm.outputs[0].uses()):
+            node.replace_input_with(index, pen("Reshape", norm.outputs[0], tokens))
     elif kind == "no mask":
         attention.replace_input_with(3, None)
     elif kind == "scores are given out":
@@ -143,6 +148,7 @@ def spoiled(kind: str) -> ir.Model:
     for value in pen.initializers:
         graph.register_initializer(value)
     graph.insert_before(norm, pen.nodes)
+    graph.sort()
     return model
 
 
@@ -167,8 +173,9 @@ def test_what_a_cache_cannot_hold_is_refused(kind: str, reason: str) -> None:
     assert [value.name for value in model.graph.inputs] == inputs
 
 
-def test_a_length_taken_from_the_mask_is_that_of_the_tokens() -> None:
-    model = spoiled("length of the mask")
+@pytest.mark.parametrize("kind", ["length of the mask", "rows of all tokens"])
+def test_what_is_the_same_without_a_past_does_no_harm(kind: str) -> None:
+    model = spoiled(kind)
     wanted = answers(model, ragged_batch()[0])
     (report,) = run_pipeline(model, "cache")
     assert (report.fired, report.refused) == (2, ())

@@ -216,3 +216,26 @@ def test_a_graph_without_attention_has_no_layers() -> None:
     (part,) = found.others
     assert (part.part, part.form) == ("activation", "Erf") and isinstance(part, Part)
     assert part.reason is not None and "no rule came near" in part.reason.why
+
+
+def test_one_attention_in_pieces_is_why_none_has_a_cache() -> None:
+    it = Broken("llama-nocache")
+    it.nodes[ATTENTION + "Softmax"].attributes["axis"] = ir.AttrInt64("axis", 2)
+    found = explained(it)
+    first, second = found.missing
+    assert (first.form, second.form) == ("Attention", "Softmax")
+    assert first.reason == second.reason and first.reason is not None
+    assert first.reason.why == "Softmax has axis=2, not -1"
+
+
+def test_tables_that_are_not_rows_by_position_are_told_of_once() -> None:
+    """The angles of all tokens are stretched by the largest: what a token gets depends on the others."""
+    it = Broken()
+    cos = next(node for node in it.model.graph if node.op_type == "Cos")
+    most = it.add("ReduceMax", cos.inputs[0], keepdims=0)
+    cos.replace_input_with(0, it.add("Mul", cos.inputs[0], most))
+    found = explained(it)
+    (tables,) = (part for part in found.missing if part.form == "Cos")
+    assert tables.part == "rotary" and tables.reason is not None
+    assert tables.reason.by == "control" and "does not get the row of position" in tables.reason.why
+    assert all(part.reason is not None and part.reason.same(tables.reason) for part in found.missing)

@@ -181,7 +181,9 @@ def test_what_depends_on_an_input_with_a_default_stays() -> None:
 
 
 def test_constants_do_not_bloat_the_file() -> None:
-    lines = [f"k{i} = Constant <value_ints = [{i + 1}]> ()  c{i} = ConstantOfShape (k{i})" for i in range(600)]
+    lines = [
+        f"k{i} = Constant <value_ints = [{i + 1}]> ()  c{i} = ConstantOfShape (k{i})" for i in range(600)
+    ]
     names = ", ".join(f"c{i}" for i in range(600))
     model = graph(f"{'  '.join(lines)}  out = Concat <axis = 0> ({names})", "float x", "float[N] out")
     run_pipeline(model, "fold", verify=False)
