@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graph_passes import facts
 from graph_passes.dims import BATCH, SEQUENCE, product, symbol
+from graph_passes.evaluate import Call
 from graph_passes.matching import attribute, role_of
 from graph_passes.shapes import Shape
 
@@ -27,7 +28,7 @@ FLAT = -1
 """Stands for the axis of tokens of ``[B·S, …]``, which is the first and the batch's too."""
 
 MEETS_NOBODY = frozenset(["RotaryEmbedding", "Shape", "Size"])
-VIEWS = frozenset(["Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze"])
+VIEWS = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
 REDUCTIONS = frozenset(["ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare", "ReduceL2"])
 
 
@@ -38,7 +39,7 @@ def tokens_meet_outside_attention(graph: ir.Graph, input_ids: ir.Value) -> str |
     """
     axes: dict[ir.Value, int] = {input_ids: 1}
     for node in graph:
-        if not any(value in axes for value in node.inputs):
+        if not any(value in axes for value in Call.of(node).reads()):
             continue
         axis = _axis_after(node, axes)
         if isinstance(axis, str):
@@ -50,7 +51,7 @@ def tokens_meet_outside_attention(graph: ir.Graph, input_ids: ir.Value) -> str |
 
 def _axis_after(node: ir.Node, axes: Mapping[ir.Value, int]) -> int | str | None:
     """Axis of the tokens in what a node gives, None where it gives no tokens, or how it may mix them."""
-    op, first = node.op_type, node.inputs[0]
+    op, first = node.op_type, node.inputs[0] if node.inputs else None
     own = axes.get(first) if first is not None else None
     out = facts.dims(node.outputs[0])
     if node.domain != "" or out is None:
@@ -100,6 +101,9 @@ def _along(node: ir.Node, own: int, sizes: Shape, out: Shape, axes: Mapping[ir.V
     if op == "Transpose":
         perm: Sequence[int] = attribute(node, "perm", range(rank)[::-1])
         return perm.index(own)
+    if op == "Expand":
+        axis = own + len(out) - rank
+        return axis if out[axis] == sizes[own] else "repeats tokens"
     if op in VIEWS:
         return _reshaped(own, sizes, out)
     return "may let tokens meet"

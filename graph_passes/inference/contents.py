@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from graph_passes.constants import held_by
 from graph_passes.dims import Dim, Size, at_least, divide, product
 from graph_passes.inference.call import Call, Contents, Fact, Shape
 from graph_passes.inference.movement import slices_of
@@ -204,7 +205,7 @@ def _vector(elements: Iterable[Element]) -> Array:
 
 
 def _constant(call: Call, _: Shape) -> Array | None:
-    tensor = ir.convenience.get_const_tensor(call.node.outputs[0])
+    tensor = held_by(call.node)
     found = None if tensor is None else whole_numbers(tensor)
     return None if found is None else _vector(found)
 

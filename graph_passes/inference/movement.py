@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from graph_passes.constants import held_by
 from graph_passes.dims import Size, at_least, divide, product
 from graph_passes.inference.call import UNKNOWN, Call, Fact, Rule, Shape, broadcast
 
@@ -26,7 +27,7 @@ def _scalar_int64(call: Call) -> list[Fact]:
 
 
 def _constant(call: Call) -> list[Fact]:
-    tensor = ir.convenience.get_const_tensor(call.node.outputs[0])
+    tensor = held_by(call.node)
     if tensor is None:
         return [UNKNOWN]
     return [Fact(tensor.dtype, tuple(tensor.shape.numpy()))]

@@ -26,6 +26,7 @@ from graph_passes.control.island import island_of
 from graph_passes.control.rewrite import splice
 from graph_passes.control.tokens import tokens_meet_outside_attention
 from graph_passes.dims import SEQUENCE, symbol
+from graph_passes.evaluate import Call
 from graph_passes.matching import attribute, make, replace, role_of
 from graph_passes.outcome import Outcome
 
@@ -119,16 +120,11 @@ def _readers(graph: ir.Graph, interface: Interface, attention_mask: ir.Value) ->
     masked = {attention_mask}
     found = []
     for node in graph:
-        if not any(value in masked for value in node.inputs):
-            continue
-        if node.outputs[0] in island.values:
+        read = [value for value in Call.of(node).reads() if value in masked]
+        if read and node.outputs[0] in island.values:
             masked.update(node.outputs)
             continue
-        odd = [
-            value
-            for value in node.inputs
-            if value in masked and value is not None and not is_canonical(value)
-        ]
+        odd = [value for value in read if not is_canonical(value)]
         found += [
             f"{role_of(node)}: {value.name} depends on attention_mask, and is not canonical" for value in odd
         ]

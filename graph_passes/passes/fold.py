@@ -16,7 +16,7 @@ import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.constants import Constants, tensor_key
+from graph_passes.constants import Constants, held_by, tensor_key
 from graph_passes.dims import Dim
 from graph_passes.facts import contents, dims
 from graph_passes.identities import bridge_identities
@@ -126,7 +126,7 @@ def _call_key(node: ir.Node) -> Hashable:
 
 def _constant_of(node: ir.Node) -> ir.TensorProtocol | None:
     """What a Constant node holds, where that is small: a weight that is stored as one stays."""
-    tensor = ir.convenience.get_const_tensor(node.outputs[0])
+    tensor = held_by(node)
     if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes > SMALL:
         return None
     return tensor

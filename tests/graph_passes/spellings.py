@@ -155,8 +155,25 @@ def window_of_bands(width: int) -> Callable[[Call], ir.Value]:
     return windowed
 
 
+def branching(call: Call) -> ir.Value:
+    """One token sees everything; several look at where they are."""
+    pen = call.pen
+    several = pen("LessOrEqual", call.keys, call.queries)
+    every = pen("Expand", True, pen("Concat", call.length, call.total, axis=0))
+
+    def branch(value: ir.Value, name: str) -> ir.Graph:
+        inside = ir.node("Identity", [value], name=name)
+        inside.outputs[0].name = name
+        return ir.Graph([], inside.outputs, nodes=[inside], name=name)
+
+    one = pen("Squeeze", pen("Equal", call.length, [1]))
+    branches = {"then_branch": branch(every, "one"), "else_branch": branch(several, "several")}
+    return call.and_valid(pen("If", one, **branches))
+
+
 MASKS: Mapping[str, Callable[[Call], ir.Value]] = {
-    spelling.__name__: spelling for spelling in (ranges, ranges_reversed, buffer, triangle, gathered, counted)
+    spelling.__name__: spelling
+    for spelling in (ranges, ranges_reversed, buffer, triangle, gathered, counted, branching)
 }
 WINDOWS: Mapping[str, Callable[[int], Callable[[Call], ir.Value]]] = {
     "window": window,

@@ -67,23 +67,6 @@ def is_expected_to_fuse(drawn: Spec) -> bool:
     return not drawn.near_miss and (drawn.repeat == "expand" or drawn.heads[0] == drawn.heads[1])
 
 
-@given(specs())
-@DRAWN
-def test_any_spelling_answers_as_before_and_is_fused(drawn: Spec) -> None:
-    model, reports = lowered(drawn)
-    assert_answers_alike(drawn, model)
-    for report in reports:
-        assert report.proof is None or report.proof.unproven == (), report
-    if is_expected_to_fuse(drawn):
-        assert_is_lowered(drawn, model)
-
-
-@given(specs(NEAR_MISSES))
-@DRAWN
-def test_near_misses_answer_as_before(drawn: Spec) -> None:
-    assert_answers_alike(drawn, lowered(drawn)[0])
-
-
 OPTIONS = [("opset", 17)] + [
     (name, option)
     for name, options in SPELLINGS.items()
@@ -116,6 +99,23 @@ def test_every_near_miss_is_told_apart(near_miss: str, cache: bool) -> None:
     plain = Spec(drawn.choices, "", drawn.seed)
     with pytest.raises(AssertionError):
         assert_answers_alike(plain, model)
+
+
+@given(specs())
+@DRAWN
+def test_any_spelling_answers_as_before_and_is_fused(drawn: Spec) -> None:
+    model, reports = lowered(drawn)
+    assert_answers_alike(drawn, model)
+    for report in reports:
+        assert report.proof is None or report.proof.unproven == (), report
+    if is_expected_to_fuse(drawn):
+        assert_is_lowered(drawn, model)
+
+
+@given(specs(NEAR_MISSES))
+@DRAWN
+def test_near_misses_answer_as_before(drawn: Spec) -> None:
+    assert_answers_alike(drawn, lowered(drawn)[0])
 
 
 def test_the_pipeline_has_passes_that_are_verified() -> None:
