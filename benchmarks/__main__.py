@@ -1,4 +1,8 @@
-"""All benchmarks, one after another: `python -m benchmarks`. Leaves results/*.json and results/README.md.
+"""All benchmarks, or those named, one after another: `python -m benchmarks [foreign ...]`.
+
+Leaves results/*.json and results/README.md.
+
+`python -m benchmarks mutants` runs one that measures no speed: whether the tests find bugs in graph passes.
 
 Each runs in its own process (measure.py says why). Timings mean something on an otherwise idle machine only.
 """
@@ -11,17 +15,24 @@ import sys
 
 from benchmarks.measure import RESULTS, ROOT, Row, parser, say, table
 
-COMMANDS = ("quality", "make_time", "speed")
+COMMANDS = ("quality", "make_time", "speed", "foreign")
+REMAKES = ("quality", "speed")
+"""Those that take --remake."""
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["mutants"]:
+        return subprocess.run([sys.executable, "-m", "benchmarks.mutants", *sys.argv[2:]], cwd=ROOT).returncode
     options = parser(__doc__)
     options.add_argument("--remake", action="store_true", help="make our own artifacts again")
+    options.add_argument("names", nargs="*", help=f"some of {', '.join(COMMANDS)}; all by default")
     chosen = options.parse_args()
+    if not set(chosen.names) <= set(COMMANDS):
+        options.error(f"there are {', '.join(COMMANDS)}")
     failed = []
-    for name in COMMANDS:
+    for name in chosen.names or COMMANDS:
         say(f"== {name}")
-        remake = ["--remake"] if chosen.remake and name != "make_time" else []
+        remake = ["--remake"] if chosen.remake and name in REMAKES else []
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *remake]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
             failed.append(name)

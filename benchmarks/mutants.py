@@ -7,12 +7,10 @@ package with that line changed, and runs the tests of witnesses and of generated
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
 import os
 import re
 import resource
@@ -23,12 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.measure import RESULTS, ROOT, Row, say, table
+from benchmarks.measure import ROOT, Row, parser, publish, say
 
 TESTS = ("tests/graph_passes/test_witness.py", "tests/graph_passes/test_generated.py")
 BUDGET = 90
 """Seconds of processor time that a commit gives these tests."""
 
+MISSED = "missed"
 WANTED = 0.95
 """Share of the mutants that has to be found."""
 
@@ -183,26 +182,19 @@ MUTANTS = (
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = parser(__doc__)
     options.add_argument("names", nargs="*", help="only mutants whose names hold one of these")
-    options.add_argument("--run", metavar="NAME", help=argparse.SUPPRESS)
-    options.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options.add_argument("--run", metavar="NAME", help="the tests on one mutant, in this process")
     chosen = options.parse_args()
     if chosen.run is not None:
         return run_tests(next(mutant for mutant in MUTANTS if mutant.name == chosen.run))
     wanted = [m for m in MUTANTS if not chosen.names or any(part in m.name for part in chosen.names)]
     rows = [judged(mutant) for mutant in wanted]
-    found = sum(row["found by"] != "missed" for row in rows)
-    document = {"benchmark": "mutants", "found": found, "of": len(rows), "tables": {"mutants": rows}}
-    if not chosen.names:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "mutants.json").write_text(
-            json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8"
-        )
-    print(json.dumps(document) if chosen.json else f"{table(rows)}\n\n{found} of {len(rows)} found")
-    return 0 if found >= WANTED * len(rows) else 1
+    found = sum(row["found by"] != MISSED for row in rows)
+    say(f"{found} of {len(rows)} found")
+    document = {"tables": {"mutants": rows}, "found": found, "of": len(rows)}
+    status = publish("mutants", document, as_json=chosen.json, partial=len(wanted) < len(MUTANTS))
+    return status if found >= WANTED * len(rows) else 1
 
 
 def judged(mutant: Mutant) -> Row:
@@ -226,7 +218,7 @@ def verdict(child: subprocess.CompletedProcess[str]) -> str:
     if failed is not None:
         return failed[1]
     if child.returncode == 0 or child.returncode < 0:  # a negative one: its time was up
-        return "missed"
+        return MISSED
     raise RuntimeError(f"{' '.join(child.args)}\n{child.stdout[-2000:]}\n{child.stderr[-2000:]}")
 
 

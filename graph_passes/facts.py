@@ -128,6 +128,16 @@ def _annotate_nodes(graph: ir.Graph) -> None:
                 _annotate_body(node, attribute.as_graph())
         with refusing(node):
             infer_node(node)
+        if node.op_type == "GroupQueryAttention":
+            _settle_width(node)
+
+
+def _settle_width(node: ir.Node) -> None:
+    """A cache is as wide as the heads that an attention puts into it, where the file does not say how wide."""
+    for past, present in zip(node.inputs[3:5], node.outputs[1:3], strict=False):
+        given, made = (None if value is None else dims(value) for value in (past, present))
+        if past is not None and past.is_graph_input() and given and made and isinstance(made[3], int):
+            past.meta[_DIMS] = (*given[:3], made[3])
 
 
 def _annotate_body(node: ir.Node, body: ir.Graph) -> None:

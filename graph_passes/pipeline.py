@@ -135,12 +135,15 @@ def run_pipeline(
     """
     steps = parse(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
     annotate(model)
-    seen = set[Hashable]() if verify else None
+    seen = dict[Kind, set[Hashable]]() if verify else None
     return tuple(_run(model, step, seen) for step in steps)
 
 
-def _run(model: ir.Model, step: Step, seen: set[Hashable] | None) -> PassReport:
-    """One pass and its checks. Rewrites whose structure is in ``seen`` have been proven by an earlier pass."""
+def _run(model: ir.Model, step: Step, seen: dict[Kind, set[Hashable]] | None) -> PassReport:
+    """One pass and its checks. Rewrites whose structure is in ``seen`` have been proven by an earlier one of that kind.
+
+    A pass that changes the graph's interface is not run on both sides here: what goes in is not the same.
+    """
     rewrite = passes_by_name()[step.name]
     started = time.perf_counter()
     before = Snapshot.of(model)
@@ -151,7 +154,7 @@ def _run(model: ir.Model, step: Step, seen: set[Hashable] | None) -> PassReport:
         check(model, before, step.name, interface=interface)
     else:
         structure = Before(model)
-        with recording(model, seen) as recorder:
+        with recording(model, seen.setdefault(rewrite.KIND, set())) as recorder:
             outcome = rewrite.apply(model, **dict(step.options))
         check(model, before, step.name)
         record_differences(structure, model, recorder)

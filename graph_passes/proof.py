@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from exporter.errors import Exit, OnnxGptError
-from graph_passes.evaluate import CannotEvaluate, evaluate, evaluate_float64
+from graph_passes.evaluate import CannotEvaluate, Subgraph, evaluate, evaluate_float64
 from graph_passes.samples import Sample, sample, scenarios
 from graph_passes.witness import Witness
 
@@ -58,11 +58,13 @@ class Proof:
 
 
 def prove(witnesses: Iterable[Witness], name: str, kind: Literal["exact", "fp", "lossy"]) -> Proof:
-    """Check the witnesses of one pass.
+    """Check the witnesses of one pass. One that is lossy changes values on purpose: parity judges it.
 
     Raises:
         OnnxGptError: ``rewrite-wrong`` (exit 1) for the first that does not hold.
     """
+    if kind == "lossy":
+        return Proof()
     count, worst = 0, 0.0
     unproven = []
     for witness in witnesses:
@@ -166,6 +168,9 @@ def _epsilon(dtype: np.dtype[Any]) -> float:
     return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
+SHOWN = 3000
+"""Characters of each side that a message shows, from the end, where the rewrite is."""
+
 HUGE = 1e30
 """From here on a value stands for infinity: masks."""
 
@@ -223,8 +228,13 @@ def wrong(witness: Witness, name: str, how: str) -> OnnxGptError:
         f"pass {name!r} changed what the graph computes at {witness.place}: {how}",
         "nothing was written; report this with the model's configuration, or leave the pass out",
         exit=Exit.INTERNAL,
-        details=(f"before: {witness.before}", f"after: {witness.after}"),
+        details=(_shown("before", witness.before), _shown("after", witness.after)),
     )
+
+
+def _shown(side: str, piece: Subgraph) -> str:
+    text = str(piece)
+    return f"{side}: {text if len(text) <= SHOWN else f'… {text[-SHOWN:]}'}"
 
 
 def _first_line(error: Exception) -> str:

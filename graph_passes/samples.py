@@ -208,7 +208,8 @@ def _fed(
         counted: np.ndarray = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, scenario.past :]
         return np.broadcast_to(counted if len(shape) > 1 else counted[0], shape).astype(dtype)
     if role == "seqlens":
-        return (mask.sum(axis=1) - 1).astype(dtype).reshape(shape)
+        lengths: np.ndarray = mask.sum(axis=1) - 1
+        return lengths.astype(dtype).reshape(shape)
     if role == "total":
         return np.full(shape, scenario.total, dtype)
     if dtype == np.bool_:

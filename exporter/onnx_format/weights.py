@@ -22,6 +22,9 @@ LARGE = 4096
 
 STORED = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}
 
+OPTIONAL_INPUT = "num_logits_to_keep"
+"""The one input that has a default in the graph's contract."""
+
 VECTOR_USERS = {
     "Add": (0, 1),
     "Mul": (0, 1),
@@ -47,6 +50,7 @@ def take_weights(model: ir.Model) -> None:
         OnnxGptError: ``weights-dtype`` (exit 3) for weights in float64.
     """
     graph = model.graph
+    _drop_inputs_of_weights(graph)
     _lift_constants(graph)
     for value in list(graph.initializers.values()):
         tensor = value.const_value
@@ -56,8 +60,6 @@ def take_weights(model: ir.Model) -> None:
             tensor = value.const_value = ir.Tensor(np.array(tensor.numpy()), name=value.name)
         kind = _kind(value, tensor)
         if kind is not None:
-            if value.is_graph_input():  # old files list their weights among the inputs
-                graph.inputs.remove(value)
             weight = _weight(tensor, str(value.name))
             if kind == "matrix":
                 _hold(value, transposed(weight), turned=True)
@@ -72,6 +74,12 @@ def _hold(value: ir.Value, weight: Weight, *, turned: bool) -> None:
     value.const_value = WeightTensor(str(value.name), weight, transpose=turned)
     value.dtype = ir.DataType.FLOAT
     value.shape = value.const_value.shape
+
+
+def _drop_inputs_of_weights(graph: ir.Graph) -> None:
+    """Old files list every initializer among the inputs; only the contract's own optional input stays one."""
+    for value in [value for value in graph.inputs if value.is_initializer() and value.name != OPTIONAL_INPUT]:
+        graph.inputs.remove(value)
 
 
 def _lift_constants(graph: ir.Graph) -> None:
@@ -120,7 +128,7 @@ def _looks_up(node: ir.Node, index: int) -> bool:
 
 def _reads_matrix(node: ir.Node, index: int) -> bool:
     """Whether a node reads a matrix that is no mask and no table of angles."""
-    turned = node.op_type == "Gemm" and index == 1 and _flag(node, "transB")
+    turned = node.op_type in ("Gemm", "FusedMatMul") and index == 1 and _flag(node, "transB")
     return turned or node.op_type == "Transpose" or _looks_up(node, index) or _multiplies(node, index)
 
 

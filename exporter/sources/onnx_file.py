@@ -17,7 +17,7 @@ GENAI_CONFIG = "genai_config.json"
 
 
 def claims(uri: str) -> bool:
-    return uri.endswith(SUFFIX)
+    return uri.endswith(SUFFIX) and not Path(uri).is_dir()
 
 
 def load(uri: str) -> GraphSource:

@@ -224,7 +224,9 @@ class _Work:
         if use.node.op_type == "Add":
             return lookup_of(self.runner, edge.value, sizes)
         if use.index == 3:
-            return positions_of_tokens(self.runner, edge.value)
+            table = facts.dims(use.node.inputs[1]) if use.node.inputs[1] is not None else None
+            rows = table[0] if table else None
+            return positions_of_tokens(self.runner, edge.value, rows if isinstance(rows, int) else 1)
         return table_of(self.runner, edge.value, sizes, lambda: self._context(edge))
 
     def _mask_scores(self, group: list[Masking]) -> bool:

@@ -64,11 +64,11 @@ def meaning_of(runner: Runner, value: ir.Value, reading: Reading, rank: int) -> 
     """
     mask = _Mask(runner, runner.piece([value]), reading, rank)
     try:
-        window = mask.window()
+        window, limit = mask.window()
         wanted = [Meaning(True, runner.pads, window), Meaning(True, False, window)]
         if window is None:
             wanted.append(Meaning(False, True))
-        probes = [*runner.probes, *mask.at_edge_of(window)]
+        probes = [*runner.probes, *mask.at_edge_of(window, limit), *mask.of_stored()]
         found = [(probe, mask.on(probe)) for probe in probes]
     except (CannotEvaluate, _NoMask) as reason:
         return str(reason)
@@ -126,12 +126,13 @@ class _Mask:
         seen: np.ndarray = bias == 0
         return seen
 
-    def window(self) -> int | None:
-        """Keys that the last query of a long call sees, where these are not all."""
-        numbers = [n for n in _numbers(self.piece) if abs(n) < LONGEST]
-        longest = max([64, *(2 * abs(n) + 2 for n in numbers)])
+    def window(self) -> tuple[int | None, int]:
+        """Keys that the last query of a long call sees, where these are not all; and how long that call was."""
+        numbers = [abs(n) for n in _numbers(self.piece) if abs(n) < LONGEST]
+        enough = [2 * n + 2 if self.runner.has_past else n + 3 for n in numbers]
         if not self.runner.has_past:
-            longest = max([64, *(abs(n) + 2 for n in numbers if abs(n) + 2 <= SQUARE)])
+            enough = [total for total in enough if total <= SQUARE]
+        longest = max([64, *enough, *self._stored()])
         for total in self._lengths(longest):
             probe = whole(1, 1, total - 1) if self.runner.has_past else whole(1, total)
             try:
@@ -141,34 +142,40 @@ class _Mask:
                     raise
                 continue
             count = int(row.sum())
-            if count == total:
-                return None
             if count == 0 or not row[-count:].all():
                 raise _NoMask(
                     f"on a call with {probe} the last query sees neither all keys nor the latest ones"
                 )
-            return count
-        return None
+            return (None if count == total else count), total
+        raise AssertionError("the shortest call either runs or says why not")
 
     def _lengths(self, longest: int) -> Iterator[int]:
         """Calls to try, the longest first: a table in the graph may end before."""
         sizes = {size for value in self.piece.initializers() for size in _dims(value) if 1 < size < longest}
         yield from (longest, *sorted(sizes, reverse=True), 1)
 
-    def at_edge_of(self, window: int | None) -> Iterator[Probe]:
-        """Calls on which a window begins to matter."""
+    def _stored(self) -> list[int]:
+        """Sizes of the masks that the graph stores whole."""
+        sizes = ([size for size in _dims(value) if size > 1] for value in self.piece.initializers())
+        return [size[0] for size in sizes if len(size) == 2 and size[0] == size[1]]
+
+    def of_stored(self) -> Iterator[Probe]:
+        """Calls that read all of a stored mask."""
+        yield from (whole(1, size) for size in self._stored())
+
+    def at_edge_of(self, window: int | None, limit: int) -> Iterator[Probe]:
+        """Calls on which a window begins to matter, none longer than the limit."""
         if window is None:
             return
         if not self.runner.has_past:
-            yield whole(1, min(window + 2, SQUARE))
+            yield whole(1, min(window + 2, limit))
             return
-        yield from (whole(1, 1, past) for past in (window - 1, window, 2 * window + 1))
-        yield whole(2, 3, max(window - 2, 0))
-        if self.runner.pads:
-            last = DECODE[0]
-            yield Probe(
-                window + 1, np.pad(last.valid, ((0, 0), (window, 0)), constant_values=1), last.padding
-            )
+        yield from (whole(1, 1, min(past, limit - 1)) for past in (window - 1, window, 2 * window + 1))
+        yield whole(2, 3, max(min(window, limit - 1) - 2, 0))
+        last = DECODE[0]
+        if self.runner.pads and window + last.total <= limit:
+            valid = np.pad(last.valid, ((0, 0), (window, 0)), constant_values=1)
+            yield Probe(window + last.past, valid, last.padding)
 
 
 def _differs(meaning: Meaning, probe: Probe, seen: np.ndarray) -> str | None:

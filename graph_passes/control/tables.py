@@ -130,19 +130,27 @@ def lookup_of(runner: Runner, value: ir.Value, data: Shape) -> Lookup | str:
         if not same.any():
             raise NoTable("it is no row of its table")
         offset = int(same.argmax())
+        every = whole(1, size[0] - offset)
+        (array,) = runner.run(piece, every, {tables[0]: _stand_in(tables[0], stand_in)})
+        found.append((every, _by_token(array, layout, every)))
         _check_positions(runner, stand_in[offset:], found)
     except (CannotEvaluate, NoTable) as reason:
         return str(reason)
     return Lookup(tables[0], offset, layout)
 
 
-def positions_of_tokens(runner: Runner, value: ir.Value) -> Positions | str:
-    """Whether integers ``[B, S]`` are the positions of the tokens, or why not."""
+def positions_of_tokens(runner: Runner, value: ir.Value, context_length: int) -> Positions | str:
+    """Whether integers ``[B, S]`` are the positions of the tokens, or why not.
+
+    Args:
+        context_length: how many positions there are.
+    """
     piece = runner.piece([value])
     try:
-        arrays = [(probe, runner.run(piece, probe)[0]) for probe in runner.probes]
+        probes = (*runner.probes, whole(1, context_length))
+        arrays = [(probe, runner.run(piece, probe)[0]) for probe in probes]
         found = [(probe, np.broadcast_to(array, probe.real.shape)[..., None]) for probe, array in arrays]
-        longest = max(probe.total for probe in runner.probes)
+        longest = max(probe.total for probe in probes)
         _check_positions(runner, np.arange(longest)[:, None], found)
     except (CannotEvaluate, NoTable, ValueError) as reason:
         return str(reason)

@@ -124,6 +124,17 @@ def test_nodes_may_come_in_any_order(tmp_path: Path) -> None:
         assert np.array_equal(a, b)
 
 
+def test_weights_may_be_listed_among_the_inputs(tmp_path: Path) -> None:
+    model = onnx.load(FOREIGN / "optimum-llama.onnx")
+    plain = [value.name for value in model.graph.input]
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, tmp_path / "model.onnx")
+    graph = read_graph(tmp_path / "model.onnx").graph
+    assert [value.name for value in graph.inputs] == plain
+    assert any(isinstance(value.const_value, WeightTensor) for value in graph.initializers.values())
+
+
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     half = convert_float_to_float16(onnx.load(FOREIGN / "optimum-llama.onnx"), keep_io_types=False)
     path = tmp_path / "half.onnx"

@@ -140,6 +140,18 @@ def window(width: int) -> Callable[[Call], ir.Value]:
     return windowed
 
 
+def window_up_to(width: int) -> Callable[[Call], ir.Value]:
+    """Written with the largest distance instead of the first that is too large."""
+
+    def windowed(call: Call) -> ir.Value:
+        pen = call.pen
+        distance = pen("Sub", call.queries, call.keys)
+        seen = pen("And", pen("GreaterOrEqual", distance, 0), pen("LessOrEqual", distance, width - 1))
+        return call.and_valid(seen)
+
+    return windowed
+
+
 def window_of_bands(width: int) -> Callable[[Call], ir.Value]:
     """Two triangles: not after the query, and not before the window."""
 
@@ -175,9 +187,23 @@ MASKS: Mapping[str, Callable[[Call], ir.Value]] = {
     spelling.__name__: spelling
     for spelling in (ranges, ranges_reversed, buffer, triangle, gathered, counted, branching)
 }
+
+
+def window_in_a_buffer(width: int) -> Callable[[Call], ir.Value]:
+    """GPT-Neo's local attention: the band is stored, its width is written nowhere."""
+
+    def windowed(call: Call) -> ir.Value:
+        pen, whole = call.pen, np.ones((CONTEXT, CONTEXT), bool)
+        rows = pen("Slice", np.tril(whole) & ~np.tril(whole, -width), call.past, call.total, [0])
+        return call.and_valid(pen("Slice", rows, [0], call.total, [1]))
+
+    return windowed
+
+
 WINDOWS: Mapping[str, Callable[[int], Callable[[Call], ir.Value]]] = {
     "window": window,
     "window_of_bands": window_of_bands,
+    "window_in_a_buffer": window_in_a_buffer,
 }
 
 
@@ -229,9 +255,27 @@ def by_head(call: Call) -> ir.Value:
     return call.and_valid(seen)
 
 
+def with_a_hole(call: Call) -> ir.Value:
+    """A stored triangle in which one element, far down, is not seen."""
+    pen, stored = call.pen, np.tril(np.ones((CONTEXT, CONTEXT), bool))
+    stored[40, 20] = False
+    return call.and_valid(
+        pen("Slice", pen("Slice", stored, call.past, call.total, [0]), [0], call.total, [1])
+    )
+
+
 NO_MASKS: Mapping[str, Callable[[Call], ir.Value]] = {
     spelling.__name__: spelling
-    for spelling in (strict, prefix, both_ways, chunks, sees_padding, window_of_real_tokens, by_head)
+    for spelling in (
+        with_a_hole,
+        strict,
+        prefix,
+        both_ways,
+        chunks,
+        sees_padding,
+        window_of_real_tokens,
+        by_head,
+    )
 }
 
 
@@ -411,7 +455,11 @@ def from_the_end(table: np.ndarray, call: Call, positions: ir.Value) -> ir.Value
     return call.pen("Gather", table, call.pen("Sub", call.total, positions))
 
 
-NO_LEARNED = {spelling.__name__: spelling for spelling in (scaled, from_the_end)}
+def up_to_32(table: np.ndarray, call: Call, positions: ir.Value) -> ir.Value:
+    return call.pen("Gather", table, call.pen("Min", positions, 32))
+
+
+NO_LEARNED = {spelling.__name__: spelling for spelling in (scaled, from_the_end, up_to_32)}
 
 
 # The decoder -----------------------------------------------------------------------------------------------

@@ -118,6 +118,17 @@ def test_windows_are_measured(mask, width, cache):
 
 
 @pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    "mask", [spellings.window(67), spellings.window_up_to(67), spellings.window_up_to(66)]
+)
+def test_windows_are_looked_for_as_far_as_the_numbers_in_a_graph_reach(mask, cache):
+    model, refused = rewritten(Spelling(mask=mask, cache=cache))
+    assert not refused
+    (found,) = masks_of(model)
+    assert isinstance(found, Causal) and found.window in (66, 67)
+
+
+@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("mask", NO_MASKS.values(), ids=NO_MASKS)
 def test_other_masks_are_refused_with_a_call_that_shows_why(mask, cache):
     spelling = Spelling(mask=mask, learned=spellings.looked_up, positions=spellings.from_mask, cache=cache)
