@@ -16,28 +16,29 @@ from typing import Any
 import onnx_ir as ir
 
 from benchmarks.measure import median
-from benchmarks.peers.protocol import THREADS, TOKEN
+from benchmarks.peers.protocol import TOKEN
 from onnx_gpt import Generator
 
-CONTEXT, STEPS = 256, 32
+CONTEXT, STEPS = 64, 4
 
 
 def ratio(bundle: Path, other: Path, rounds: int) -> dict[str, Any]:
-    """Both decode STEPS tokens in turn at a context of CONTEXT; the ratio of the medians of tokens per second."""
-    generators = [Generator(path, threads=THREADS) for path in (bundle, other)]
+    """Both decode STEPS tokens in turn, on one thread, in processor time; the median of the turns' ratios."""
+    generators = [Generator(path, threads=1) for path in (bundle, other)]
     seconds: list[list[float]] = [[], []]
+    for generator in generators:
+        generator.session.reserve(CONTEXT + STEPS * (rounds + 1))
+        generator.prefill([TOKEN + i for i in range(CONTEXT)])
     for turn in range(rounds + 1):
-        for i, generator in enumerate(generators):
-            generator.reset()
-            generator.session.reserve(CONTEXT + STEPS)
-            generator.prefill([TOKEN + j for j in range(CONTEXT)])
-            start = time.perf_counter()
+        for i in (0, 1) if turn % 2 else (1, 0):
+            start = time.process_time()
             for _ in range(STEPS):
-                generator.step(TOKEN)
+                generators[i].step(TOKEN)
             if turn:  # the first round warms up
-                seconds[i].append(time.perf_counter() - start)
-    ours, theirs = (STEPS / median(taken) for taken in seconds)
-    return {"ratio": round(ours / theirs, 3), "tokens_per_second": ours, "other_tokens_per_second": theirs}
+                seconds[i].append(time.process_time() - start)
+    ours, theirs = seconds
+    turns = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return {"ratio": round(median(turns), 3), "milliseconds": [1000 * median(taken) / STEPS for taken in seconds]}
 
 
 def count(folder: Path) -> dict[str, Any]:

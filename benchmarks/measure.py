@@ -36,9 +36,10 @@ class ChildFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Child:
-    """What one finished child took: wall seconds, peak resident bytes, and what it printed on stdout."""
+    """What one finished child took: wall and processor seconds, peak resident bytes, and what it printed on stdout."""
 
     seconds: float
+    cpu_seconds: float
     peak_rss_bytes: int
     stdout: str
 
@@ -65,7 +66,7 @@ def run(command: Sequence[str | Path]) -> Child:
         if child.returncode != 0:
             raise ChildFailedError(f"exit {child.returncode}: {' '.join(argv)}\n{_text(err)[-3000:]}")
         unit = 1 if sys.platform == "darwin" else 1024
-        return Child(seconds, usage.ru_maxrss * unit, _text(out))
+        return Child(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, _text(out))
 
 
 def environment() -> dict[str, str]:

@@ -89,6 +89,8 @@ def test_a_pass_that_breaks_the_graph_is_caught() -> None:
         elif change == "weight":
             value = graph.initializers["embedding.weight"]
             value.const_value = ir.tensor(np.zeros(tuple(value.shape), np.float32))
+        elif change == "contents":
+            graph.initializers["axis_1"].const_value.numpy()[0] = 7
         elif change == "memory":
             tensor = ir.tensor(np.zeros(EAGER + 1, np.uint8), name="big")
             graph.register_initializer(ir.Value(name="big", const_value=tensor))
@@ -98,5 +100,5 @@ def test_a_pass_that_breaks_the_graph_is_caught() -> None:
             check(model, snapshot, "bad")
         return model
 
-    for change in ("order", "input", "output type", "weight", "memory", "name"):
+    for change in ("order", "input", "output type", "weight", "contents", "memory", "name"):
         broken(change)

@@ -187,6 +187,47 @@ def test_reordered_sums_are_fp_and_exact_on_integers(monkeypatch: pytest.MonkeyP
         assert proof is not None and proof.proven == 1
 
 
+def squared(model: ir.Model) -> None:
+    """Every power becomes a square."""
+    for node in [n for n in model.graph if n.op_type == "Pow"]:
+        new = make("Mul", [node.inputs[0], node.inputs[0]], "square")
+        replace(node, [node], [new], [(node.outputs[0], new.outputs[0])])
+
+
+def turned(model: ir.Model) -> None:
+    """Every transposed weight is taken as it lies, by a product that turns it round itself."""
+    for node in [n for n in model.graph if n.op_type == "MatMul"]:
+        transpose = node.inputs[1].producer()  # type: ignore[union-attr]
+        assert transpose is not None
+        new = make("FusedMatMul", [node.inputs[0], transpose.inputs[0]], "fused", domain=MICROSOFT, transB=1)
+        replace(node, [node], [new], [(node.outputs[0], new.outputs[0])])
+
+
+@pytest.mark.parametrize(
+    ("body", "change"),
+    [
+        (
+            "t = Constant <value_float = {}> ()  p = Pow (x, t)  u = Constant <value_float = {}> ()  q = Pow (y, u)",
+            squared,
+        ),
+        (
+            "t = Transpose <perm = [{}]> (w)  p = MatMul (x, t)  u = Transpose <perm = [{}]> (v)  q = MatMul (y, u)",
+            turned,
+        ),
+    ],
+)
+def test_what_is_equal_but_for_one_number_is_not_equal(
+    monkeypatch: pytest.MonkeyPatch, body: str, change: Change
+) -> None:
+    """The first firing is right; the second is so only if it has the same constant, above or inside the piece."""
+    right, wrong = ("2.0", "3.0") if change is squared else ("1, 0", "0, 1")
+    inputs = "float[B,S,8] x, float[B,S,8] y, float[8,8] w, float[8,8] v"
+    proof = run(monkeypatch, graph(f"{body.format(right, right)}  out = Add (p, q)", inputs), change).proof
+    assert proof is not None and proof.proven == proof.witnesses >= 1
+    with pytest.raises(OnnxGptError, match="changed what the graph computes"):
+        run(monkeypatch, graph(f"{body.format(right, wrong)}  out = Add (p, q)", inputs), change)
+
+
 # Changes that go round `replace` ------------------------------------------------------------------------
 
 

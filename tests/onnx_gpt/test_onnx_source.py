@@ -52,6 +52,18 @@ def test_a_foreign_graph_is_quantized_by_roles(name: str, tmp_path: Path) -> Non
     assert size < (FOREIGN / f"{name}.onnx").stat().st_size
 
 
+def test_a_bundle_of_ours_is_a_source_too(tmp_path: Path) -> None:
+    ours = optimized("optimum-llama", tmp_path / "ours", parity=False)
+    again = onnx_gpt.optimize(str(tmp_path / "ours" / "model.onnx"), tmp_path / "again", tokens=256)
+    assert isinstance(again.parity, Parity) and again.parity.verdict == "pass"
+    assert again.graph.nodes <= ours.graph.nodes and again.graph.ops[GQA] == LAYERS
+    packed = onnx_gpt.optimize(
+        str(tmp_path / "ours" / "model.onnx"), tmp_path / "int8", quantize="int8", block_size=32, tokens=256
+    )
+    assert isinstance(packed.parity, Parity) and packed.parity.verdict == "pass"
+    assert packed.graph.ops["com.microsoft::GatherBlockQuantized"] == 1  # and the head reads the same table
+
+
 def test_genai_gets_its_configuration_from_the_graph(tmp_path: Path) -> None:
     optimized("optimum-llama", tmp_path / "out", target="genai", parity=False)
     model = json.loads((tmp_path / "out" / "genai_config.json").read_text("utf-8"))["model"]
