@@ -71,9 +71,6 @@ SCALED = "return op.Attention(q, op.Transpose(k, perm=[0, 1, 3, 2]), v, m, scale
 MUTANTS = (
     # Rules
     Mutant("RMSNorm takes a default epsilon", "rules/norms", RMS, RMS.replace("epsilon=ε, ", "")),
-    Mutant(
-        "RMSNorm takes a gain of any shape", "rules/norms", 'x: "*B D", γ: "D", ε', 'x: "*B D", γ: "*G", ε'
-    ),
     Mutant("LayerNorm loses its bias", "rules/norms", LAYER, LAYER.replace(" β,", "")),
     Mutant("LayerNorm takes a default epsilon", "rules/norms", LAYER, LAYER.replace("epsilon=ε, ", "")),
     Mutant("LayerNorm does not subtract the mean", "rules/norms", "(x - op.ReduceMean(x, [-1]), γ", "(x, γ"),
@@ -130,6 +127,7 @@ MUTANTS = (
     ),
     # Passes
     Mutant("the window is one too wide", "passes/attention", "= found.window\n", "= found.window + 1\n"),
+    Mutant("GroupQueryAttention turns by sines first", "passes/attention", "inputs[1:3]", "inputs[2:0:-1]"),
     Mutant("GroupQueryAttention loses softcap", "passes/attention", '("scale", "softcap")', '("scale",)'),
     Mutant("GroupQueryAttention loses its scale", "passes/attention", '("scale", "softcap")', '("softcap",)'),
     Mutant(
