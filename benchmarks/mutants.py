@@ -1,8 +1,8 @@
 """Whether the proof of graph passes bites: bugs put into rules, passes and helpers, one at a time.
 
 Each mutant is a line of a source file written wrongly, as it has been once or could be. A child process imports the
-package with that line changed, and runs the tests of witnesses and of generated graphs; whatever fails there finds it.
-`python -m benchmarks mutants` prints a table of what was found by which test, and what was missed.
+package with that line changed, and runs the tests of rules, of generated graphs and of witnesses; whatever fails there
+finds it. `python -m benchmarks mutants` prints a table of what was found by which test, and what was missed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import ModuleType
 
 from benchmarks.measure import ROOT, Row, parser, publish, say
 
-TESTS = ("tests/graph_passes/test_generated.py", "tests/graph_passes/test_witness.py")
+TESTS = tuple(f"tests/graph_passes/test_{name}.py" for name in ("rules", "generated", "witness"))
 BUDGET = 90
 """Seconds of processor time that a commit gives these tests."""
 
@@ -84,7 +84,10 @@ MUTANTS = (
     Mutant("the cube's factor is misread", "rules/activations", "cube * 0.044715", "cube * (0.044715 * 1.1)"),
     Mutant("SiLU loses its factor", "rules/activations", "return x * op.Sigmoid(x)", "return op.Sigmoid(x)"),
     Mutant(
-        "cos and sin change places", "rules/rotary", "RotaryEmbedding(x, c, s)", "RotaryEmbedding(x, s, c)"
+        "cos and sin change places",
+        "rules/rotary",
+        "return op.RotaryEmbedding(x, c, s)",
+        "return op.RotaryEmbedding(x, s, c)",
     ),
     Mutant(
         "rotation the other way round", "rules/rotary", HALF, HALF.replace("-op", "op").replace(" op", " -op")
@@ -131,7 +134,10 @@ MUTANTS = (
     Mutant("GroupQueryAttention loses softcap", "passes/attention", '("scale", "softcap")', '("scale",)'),
     Mutant("GroupQueryAttention loses its scale", "passes/attention", '("scale", "softcap")', '("softcap",)'),
     Mutant(
-        "GroupQueryAttention rotates halves always", "passes/attention", '"interleaved", 0)', '"never", 0)'
+        "GroupQueryAttention rotates halves always",
+        "passes/attention",
+        'rotations[0], "interleaved", 0)',
+        'rotations[0], "never", 0)',
     ),
     Mutant(
         "tokens are counted one too many", "lengths", "np.array([-1], np.int32)", "np.array([0], np.int32)"

@@ -68,6 +68,7 @@ NEAR_MISSES = (
     "wrong_mean_axis",
     "epsilon_per_channel",
     "cubed",
+    "reversed_difference",
     "wrong_softmax_axis",
     "tiled_heads",
     "other_gate",
@@ -86,6 +87,7 @@ SUITS: Mapping[str, Mapping[str, Any]] = {
     "scalar_gain": {"norm": "rms"},
     "other_reader": {"norm": "rms"},
     "given_out": {"norm": "layer"},
+    "reversed_difference": {"norm": "layer"},
     "swapped_tables": {"rotary": "half"},
     "turned_back": {"rotary": "interleaved"},
     "weak_mask": {"mask": "where"},
@@ -389,7 +391,8 @@ class _Writer:
             x = self.op("Cast", x, to=ir.DataType.FLOAT)
         layer = s.norm.startswith("layer") and not name.endswith("_norm")
         if layer:
-            x = self.op("Sub", x, self.mean(x, -1))
+            pair = (x, self.mean(x, -1))
+            x = self.op("Sub", *(pair[::-1] if self.misses("reversed_difference") else pair))
         exponent = 3.0 if self.misses("cubed") else 2.0
         square = (
             self.op("Pow", x, self.number(exponent))
