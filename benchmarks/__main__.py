@@ -22,7 +22,9 @@ REMAKES = ("quality", "speed")
 
 def main() -> int:
     if sys.argv[1:2] == ["mutants"]:
-        return subprocess.run([sys.executable, "-m", "benchmarks.mutants", *sys.argv[2:]], cwd=ROOT).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.mutants", *sys.argv[2:]], cwd=ROOT
+        ).returncode
     options = parser(__doc__)
     options.add_argument("--remake", action="store_true", help="make our own artifacts again")
     options.add_argument("names", nargs="*", help=f"some of {', '.join(COMMANDS)}; all by default")

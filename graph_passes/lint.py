@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from exporter.errors import unsupported
-from graph_passes.kernels import CPU_KERNELS
+from graph_passes.lowering.kernels import CPU_KERNELS
 from graph_passes.matching import attribute, role_of
 
 PROTOBUF_LIMIT = 2**31 - 1

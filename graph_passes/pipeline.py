@@ -19,12 +19,12 @@ import onnx_ir as ir
 
 from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
-from graph_passes.difference import Before, record_differences
-from graph_passes.facts import annotate
-from graph_passes.invariants import Snapshot, check
+from graph_passes.inference.facts import annotate
 from graph_passes.outcome import NearMiss, Outcome
-from graph_passes.proof import Proof, prove
-from graph_passes.witness import recording
+from graph_passes.proof.difference import Before, record_differences
+from graph_passes.proof.invariants import Snapshot, check
+from graph_passes.proof.prove import Proof, prove
+from graph_passes.proof.witness import recording
 
 Kind = Literal["exact", "fp", "lossy"]
 Option = bool | int | float | str
@@ -128,7 +128,7 @@ def run_pipeline(
     """Run passes on a model, which is changed in place. No weight is read.
 
     Args:
-        verify: run what each pass took away and what it put there, on the same data (`graph_passes.proof`).
+        verify: run what each pass took away and what it put there, on the same data (`graph_passes.proof.prove`).
 
     Raises:
         OnnxGptError: ``pipeline-invalid`` (exit 2); ``rewrite-wrong`` (exit 1), with the model half changed.

@@ -8,8 +8,8 @@ from typing import Any
 
 from exporter import sources
 from exporter.errors import unsupported
-from graph_passes.explaining import Part
-from graph_passes.explaining import explain as explain_graph
+from graph_passes.explaining.fusions import Part
+from graph_passes.explaining.fusions import explain as explain_graph
 from onnx_gpt.exporting import export, pipeline_of
 
 SCHEMA = "onnx-gpt/explanation/1"

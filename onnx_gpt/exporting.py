@@ -17,13 +17,14 @@ from exporter.errors import OnnxGptError, rejected, unsupported
 from exporter.families import describe, family_of
 from exporter.match import match_weights
 from exporter.weights import Weight
-from graph_passes import PassReport, facts
+from graph_passes import PassReport
+from graph_passes.inference import facts
 from onnx_gpt.bundle.decoder_facts import DecoderFacts
 from onnx_gpt.bundle.reading import CONTEXT_KEYS
 from onnx_gpt.bundle.targets import target as target_of
 
 CANONICAL_PIPELINE = (
-    "inline, fold, shapes, linear, fold, control{context}, shapes, canonical, unpack, canonical, fold, cache, roles"
+    "inline, fold, shapes, linear, control{context}, canonical, unpack, canonical, fold, cache, roles"
 )
 """From a graph that somebody else exported to the canonical one; ``{context}`` is filled in by `pipeline_of`."""
 

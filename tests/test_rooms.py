@@ -16,7 +16,7 @@ HOMES = {
     "torch": {"exporter/reference.py", "exporter/sources/module.py"},
     "transformers": {"exporter/reference.py"},
 }
-RUNNERS = ("onnx_gpt/", "graph_passes/evaluate.py", "calibration/collecting.py")
+RUNNERS = ("onnx_gpt/", "graph_passes/proof/evaluate.py", "calibration/collecting.py")
 """Where onnxruntime may be imported."""
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graph_passes import dims, facts
-from graph_passes.causal import mask_structure, positions_of
 from graph_passes.control.interface import Interface
 from graph_passes.control.island import Edge, Island, Use, island_of
 from graph_passes.control.masks import MASKED, Meaning, Reading, meaning_of
@@ -25,10 +23,12 @@ from graph_passes.control.tables import (
     reads_rows,
     table_of,
 )
-from graph_passes.evaluate import CannotEvaluate
+from graph_passes.inference import dims, facts
+from graph_passes.inference.shapes import Shape
+from graph_passes.lowering.causal import mask_structure, positions_of
 from graph_passes.matching import attribute, constant, producer, role_of
 from graph_passes.outcome import NearMiss, Outcome
-from graph_passes.shapes import Shape
+from graph_passes.proof.evaluate import CannotEvaluate
 
 ON_THE_WAY = frozenset(["Add", "Sub", "Where", "Cast", "Identity", "Mul", "Div"])
 """What may lie between two masks of one softmax."""

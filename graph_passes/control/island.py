@@ -7,10 +7,10 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
-from graph_passes import facts
 from graph_passes.control.interface import Interface
-from graph_passes.evaluate import Call
+from graph_passes.inference import facts
 from graph_passes.matching import SMALL
+from graph_passes.proof.evaluate import Call
 
 FLOWS = {
     "Add": (0, 1),

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.control.probe import DECODE, Probe, Runner, whole
-from graph_passes.evaluate import CannotEvaluate, Subgraph
 from graph_passes.matching import SMALL
+from graph_passes.proof.evaluate import CannotEvaluate, Subgraph
 
 MASKED = -1e4
 """What is added to a score that is not to count is at most this."""

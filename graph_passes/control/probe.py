@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes import dims, facts
 from graph_passes.control.interface import Interface
 from graph_passes.control.island import Island
-from graph_passes.evaluate import CannotEvaluate, Subgraph, evaluate
+from graph_passes.inference import dims, facts
+from graph_passes.proof.evaluate import CannotEvaluate, Subgraph, evaluate
 
 TABLES = 1 << 26
 """Bytes of constants that one edge may read: cosines of 128K positions."""

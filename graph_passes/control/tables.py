@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes import dims
 from graph_passes.control.probe import Probe, Runner, whole
-from graph_passes.evaluate import CannotEvaluate, Subgraph
-from graph_passes.shapes import Shape
+from graph_passes.inference import dims
+from graph_passes.inference.shapes import Shape
+from graph_passes.proof.evaluate import CannotEvaluate, Subgraph
 
 NOISE = 4e-6
 """How far one cosine may lie from another one of the same angle: kernels treat the end of a row differently."""

@@ -25,7 +25,7 @@ from graph_passes.engine.terms import (
     Term,
     Variable,
 )
-from graph_passes.facts import infer_node
+from graph_passes.inference.facts import infer_node
 from graph_passes.matching import initializer
 
 END = 2**63 - 1

@@ -32,7 +32,7 @@ from graph_passes.engine.terms import (
     Variable,
     within,
 )
-from graph_passes.facts import dims
+from graph_passes.inference.facts import dims
 from graph_passes.matching import constant
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Equal"})

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graph_passes.dims import Size
 from graph_passes.inference.call import Call, Fact, Rule, Shape, broadcast
+from graph_passes.inference.dims import Size
 
 UNARY = """
     Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh CumProd CumSum Dropout Elu Erf Exp Floor

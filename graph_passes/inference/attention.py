@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graph_passes.dims import divide
 from graph_passes.inference.call import Call, Fact, Rule
+from graph_passes.inference.dims import divide
 
 
 def _norm(call: Call) -> list[Fact]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes.dims import Size, symbol
+from graph_passes.inference.dims import Size, symbol
 
 Shape = tuple[Size, ...]
 Contents = tuple[Size | None, ...]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.dims import BATCH, PAST, SEQUENCE, Size, parse, symbol, symbols
+from graph_passes.inference.dims import BATCH, PAST, SEQUENCE, Size, parse, symbol, symbols
 
 Shape = tuple[Size, ...]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.constants import held_by
-from graph_passes.dims import Size, at_least, divide, product
 from graph_passes.inference.call import UNKNOWN, Call, Fact, Rule, Shape, broadcast
+from graph_passes.inference.dims import Size, at_least, divide, product
+from graph_passes.structure.constants import held_by
 
 INT64_MAX = 2**63 - 1
 """How Slice spells the end."""

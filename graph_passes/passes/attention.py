@@ -5,7 +5,7 @@ GroupQueryAttention rotates, masks and appends to the cache by itself. It knows 
 and each row goes on at its own length, as if it were alone. That is the canonical graph's answer for every
 token that is not padding (with a window, the canonical graph counts padding between prompt and answer as
 steps of distance, this one does not). A batch padded on the left makes the graph fail
-(`graph_passes.lengths`); it is never silently wrong.
+(`graph_passes.lowering.lengths`); it is never silently wrong.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import dataclasses
 
 import onnx_ir as ir
 
-from graph_passes.causal import mask_structure, positions_of
-from graph_passes.lengths import Lengths, lengths
+from graph_passes.lowering.causal import mask_structure, positions_of
+from graph_passes.lowering.lengths import Lengths, lengths
 from graph_passes.matching import MICROSOFT, attribute, is_private, make, producer, replace, role_of
 from graph_passes.outcome import NearMiss, Outcome
 

@@ -18,17 +18,17 @@ import onnx_ir as ir
 
 from exporter.control import Control
 from exporter.emitter import Emitter, typed
-from graph_passes import facts
-from graph_passes.causal import mask_structure
 from graph_passes.control.edges import is_canonical, rewrite_edges
 from graph_passes.control.interface import Interface, interface_of
 from graph_passes.control.island import island_of
 from graph_passes.control.rewrite import splice
 from graph_passes.control.tokens import tokens_meet_outside_attention
-from graph_passes.dims import SEQUENCE, symbol
-from graph_passes.evaluate import Call
+from graph_passes.inference import facts
+from graph_passes.inference.dims import SEQUENCE, symbol
+from graph_passes.lowering.causal import mask_structure
 from graph_passes.matching import attribute, make, replace, role_of
 from graph_passes.outcome import Outcome
+from graph_passes.proof.evaluate import Call
 
 KIND = "fp"
 INTERFACE = True

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.identities import bridge_identities
 from graph_passes.outcome import Outcome
+from graph_passes.structure.identities import bridge_identities
 
 KIND = "exact"
 

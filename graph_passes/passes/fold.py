@@ -1,7 +1,7 @@
 """f(constants) ⇒ constant; equal values are computed once; Identity and dead code go.
 
-Values that follow from shapes are known as dims (`graph_passes.facts`): where those are numbers the value is a
-constant, and where they are not, one value stands for all that hold the same dims. Else only what is small on
+Values that follow from shapes are known as dims (`graph_passes.inference.facts`): where those are numbers the value
+is a constant, and where they are not, one value stands for all that hold the same dims. Else only what is small on
 both sides is evaluated (`SMALL` bytes), and only by ops that give the same bits everywhere: integers, copies
 and single IEEE operations. Weights are never read.
 """
@@ -16,13 +16,13 @@ import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.constants import Constants, held_by, tensor_key
-from graph_passes.dims import Dim
-from graph_passes.facts import contents, dims
-from graph_passes.identities import bridge_identities
+from graph_passes.inference.dims import Dim
+from graph_passes.inference.facts import contents, dims
 from graph_passes.matching import SMALL, attribute, constant, replace
 from graph_passes.outcome import Outcome
-from graph_passes.refusal import refusing
+from graph_passes.structure.constants import Constants, held_by, tensor_key
+from graph_passes.structure.identities import bridge_identities
+from graph_passes.structure.refusal import refusing
 
 KIND = "exact"
 

@@ -1,7 +1,7 @@
 """f(x) ⇒ the body of f; a branch whose condition is known ⇒ that branch; all in opset 23.
 
 Functions that this project makes itself stay calls, and so do those that onnxruntime has a kernel for. A
-condition is known where shapes decide it (`graph_passes.facts`).
+condition is known where shapes decide it (`graph_passes.inference.facts`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporter.build import OPSET
-from graph_passes.facts import contents, infer_node
-from graph_passes.kernels import CPU_KERNELS
+from graph_passes.inference.facts import contents, infer_node
+from graph_passes.lowering.kernels import CPU_KERNELS
 from graph_passes.matching import replace
 from graph_passes.outcome import Outcome
 from graph_passes.passes.outline import DOMAIN
-from graph_passes.upgrade import upgrade
+from graph_passes.structure.upgrade import upgrade
 
 KIND = "exact"
 

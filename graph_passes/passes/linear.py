@@ -11,15 +11,15 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporter.weights import WeightTensor
-from graph_passes.constants import Constants
-from graph_passes.dims import product
-from graph_passes.facts import dims
 from graph_passes.inference.call import Shape
+from graph_passes.inference.dims import product
+from graph_passes.inference.facts import dims
 from graph_passes.matching import attribute, either_order, initializer, is_private, make, producer, replace
 from graph_passes.outcome import Outcome
-from graph_passes.refusal import refusing
 from graph_passes.structure import Edit
+from graph_passes.structure.constants import Constants
 from graph_passes.structure.moves import VIEWS, reshape_target, viewed
+from graph_passes.structure.refusal import refusing
 
 KIND = "fp"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graph_passes.linear import linear_of, split_last, stacked
+from graph_passes.lowering.linear import linear_of, split_last, stacked
 from graph_passes.matching import (
     MICROSOFT,
     attribute,

@@ -39,7 +39,9 @@ def _gated(activated: ir.Value, other: ir.Value) -> tuple[ir.Node, ir.Node] | No
     if activation is None or split is None or activation.op_type not in NAMES:
         return None
     halves = attribute(split, "axis", 0) in (-1, 2) and attribute(split, "num_outputs", 0) == 2
-    fits = len(activation.inputs) == 1 and activation.inputs[0] is split.outputs[0] and other is split.outputs[1]
+    fits = (
+        len(activation.inputs) == 1 and activation.inputs[0] is split.outputs[0] and other is split.outputs[1]
+    )
     private = all(is_private(value) for value in (*split.outputs, activated))
     return (activation, split) if halves and fits and private else None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graph_passes.linear import Linear, linear_of, split_last, stacked
+from graph_passes.lowering.linear import Linear, linear_of, split_last, stacked
 from graph_passes.matching import MICROSOFT, is_private, producer, replace, role_of
 from graph_passes.outcome import NearMiss, Outcome
 

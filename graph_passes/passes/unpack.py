@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.weights import Rows, Weight, WeightTensor
-from graph_passes.facts import dims
+from graph_passes.inference.facts import dims
 from graph_passes.matching import (
     attribute,
     constant,

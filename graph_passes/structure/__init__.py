@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.constants import Constants
+from graph_passes.structure.constants import Constants
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.constants import Constants
-from graph_passes.facts import dims
+from graph_passes.inference.facts import dims
 from graph_passes.matching import attribute, constant, make, producer
 from graph_passes.structure import Edit, Rule
+from graph_passes.structure.constants import Constants
 
 B, I32, I64 = ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64
 F16, F32, F64, BF16 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16

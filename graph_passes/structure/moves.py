@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graph_passes.constants import Constants
-from graph_passes.dims import Size, at_least, product
-from graph_passes.facts import dims
 from graph_passes.inference.call import UNKNOWN, Call, Fact, Shape
+from graph_passes.inference.dims import Size, at_least, product
+from graph_passes.inference.facts import dims
+from graph_passes.inference.shapes import RULES as SHAPES
 from graph_passes.matching import attribute, constant, is_ints, make, producer
-from graph_passes.shapes import RULES as SHAPES
 from graph_passes.structure import Edit, Rule
+from graph_passes.structure.constants import Constants
 
 VIEWS = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
 """Ops that leave elements in their order."""

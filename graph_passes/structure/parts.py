@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graph_passes.constants import Constants
-from graph_passes.dims import Size
-from graph_passes.facts import dims, fact_of
 from graph_passes.inference.call import UNKNOWN, Call, Shape
+from graph_passes.inference.dims import Size
+from graph_passes.inference.facts import dims, fact_of
 from graph_passes.inference.movement import INT64_MAX, slices_of
 from graph_passes.matching import attribute, constant, is_ints, make
 from graph_passes.structure import Edit, Rule
+from graph_passes.structure.constants import Constants
 
 Bounds = tuple[int, int, int]
 """Axis, start, end."""

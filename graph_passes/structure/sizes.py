@@ -10,11 +10,11 @@ import functools
 
 import onnx_ir as ir
 
-from graph_passes.constants import Constants
-from graph_passes.dims import Dim, Size, symbol
-from graph_passes.facts import contents, dims
+from graph_passes.inference.dims import Dim, Size, symbol
+from graph_passes.inference.facts import contents, dims
 from graph_passes.matching import attribute, make
 from graph_passes.structure import Edit
+from graph_passes.structure.constants import Constants
 
 Made = tuple[ir.Value, list[ir.Node]]
 """A value and the nodes that are new for it."""

@@ -68,7 +68,7 @@ def staged(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch(out: Path) -> Iterator[Path]:
-    """Where a folder for what a job needs on the way may be made, on the disk of ``out``; it vanishes with the block."""
+    """Where a folder for what a job needs on the way may be made, on the disk of ``out``; it goes with the block."""
     folder = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.scratch"
     try:
         with _explained(out, folder):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from graph_passes.explaining import Part
+from graph_passes.explaining.fusions import Part
 from onnx_gpt.commands._show import print_json, print_table
 from onnx_gpt.explanation import Explanation, reasons, require_fused, span
 from onnx_gpt.explanation import explain as explanation_of

@@ -45,7 +45,7 @@ def optimize(
     Parameters
     ----------
     source
-        Checkpoint directory, .gguf, .pt, .onnx, hf:org/name, module:package.module:factory, sample:tiny, sample:smollm2.
+        Checkpoint directory, .gguf, .pt, .onnx, hf:org/name, module:package.module:factory, sample:tiny or :smollm2.
     out
         Directory to make. It must not exist.
     quantize

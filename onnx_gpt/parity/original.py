@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import OnnxGptError
-from graph_passes import facts
 from graph_passes.control.caches import Cache, caches_of
 from graph_passes.control.interface import Interface, interface_of
+from graph_passes.inference import facts
 from onnx_gpt.exporting import interface_unknown, logits_of
 
 

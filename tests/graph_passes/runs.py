@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from graph_passes.dims import BATCH, PAST, SEQUENCE, evaluate, symbols
-from graph_passes.facts import dims
+from graph_passes.inference.dims import BATCH, PAST, SEQUENCE, evaluate, symbols
+from graph_passes.inference.facts import dims
 
 FOREIGN = sorted(Path(__file__).with_name("foreign").glob("*.onnx"))
 """Tiny decoders as other exporters write them."""

@@ -26,11 +26,11 @@ from spellings import (
 
 from exporter.errors import OnnxGptError
 from graph_passes import run_pipeline
-from graph_passes.causal import Causal, mask_structure, positions_of
 from graph_passes.control.interface import interface_of
 from graph_passes.control.island import island_of
 from graph_passes.control.probe import DECODE, PREFILL, Probe
-from graph_passes.facts import annotate
+from graph_passes.inference.facts import annotate
+from graph_passes.lowering.causal import Causal, mask_structure, positions_of
 
 CLOSE = 2e-5
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph_passes.dims import Dim, Size, at_least, divide, evaluate, parse, product, symbol, symbols
+from graph_passes.inference.dims import Dim, Size, at_least, divide, evaluate, parse, product, symbol, symbols
 
 NAMES = ["batch_size", "sequence_length", "past_sequence_length", "a", "Max(1, s0)", "x`y"]
 LENGTHS = st.fixed_dictionaries({name: st.integers(1, 9) for name in NAMES})

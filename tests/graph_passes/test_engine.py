@@ -14,7 +14,7 @@ from graph_passes.engine.rewriting import Rewriting, rewrite
 from graph_passes.engine.rule import Equation, Rule, rule
 from graph_passes.engine.terms import Literal, Op, Refused, Shapes, Variable, lift
 from graph_passes.engine.trial import try_rule
-from graph_passes.facts import annotate
+from graph_passes.inference.facts import annotate
 
 FLOAT = ir.DataType.FLOAT
 

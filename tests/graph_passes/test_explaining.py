@@ -11,7 +11,7 @@ import pytest
 
 from exporter.sources import onnx_file
 from graph_passes import ORT_PIPELINE
-from graph_passes.explaining import Explanation, Part, explain
+from graph_passes.explaining.fusions import Explanation, Part, explain
 from onnx_gpt.exporting import CANONICAL_PIPELINE
 
 PIPELINE = CANONICAL_PIPELINE.replace("{context}", "{context_length=64}") + ", " + ORT_PIPELINE

@@ -17,8 +17,8 @@ from runs import FOREIGN, calls, graph, unoptimised
 from exporter.errors import OnnxGptError
 from exporter.weights import WeightTensor
 from graph_passes import run_pipeline
-from graph_passes.dims import evaluate, symbols
-from graph_passes.facts import annotate, contents, dims, infer_node
+from graph_passes.inference.dims import evaluate, symbols
+from graph_passes.inference.facts import annotate, contents, dims, infer_node
 from graph_passes.matching import make
 
 

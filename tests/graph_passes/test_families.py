@@ -11,8 +11,8 @@ from exporter.build import build
 from exporter.families import describe, family_of
 from exporter.match import match_weights
 from graph_passes import ORT_PIPELINE, run_pipeline
-from graph_passes.lengths import LEFT_PADDING
 from graph_passes.lint import require_no_cliffs
+from graph_passes.lowering.lengths import LEFT_PADDING
 
 
 @pytest.mark.parametrize(("family", "variant"), list(variants()))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from runs import FOREIGN, calls, graph, unoptimised
 
 from graph_passes import run_pipeline
-from graph_passes.facts import annotate
-from graph_passes.invariants import EAGER
+from graph_passes.inference.facts import annotate
 from graph_passes.passes.fold import ADDED
+from graph_passes.proof.invariants import EAGER
 
 SHAPES = ((2, 3), (1, 1), (4, 7))
 """Batch and sequence length of the runs."""

@@ -10,7 +10,7 @@ from runs import graph, unoptimised
 
 from exporter.build import OPSET
 from graph_passes import PassReport, run_pipeline
-from graph_passes.upgrade import upgrade
+from graph_passes.structure.upgrade import upgrade
 
 X = np.linspace(-2, 2, 24, dtype=np.float32).reshape(2, 3, 4)
 

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from exporter.errors import Exit, OnnxGptError
-from graph_passes.kernels import CPU_KERNELS
 from graph_passes.lint import PROTOBUF_LIMIT, RULES, lint, require_no_cliffs
+from graph_passes.lowering.kernels import CPU_KERNELS
 
 
 def graph(body: str, inputs: str = "float[4,64] x", opset: int = 23) -> ir.Model:

@@ -29,8 +29,8 @@ from decoders import (
 
 from exporter.weights import Weight
 from graph_passes import ORT_PIPELINE, run_pipeline
-from graph_passes.lengths import LEFT_PADDING
 from graph_passes.lint import lint
+from graph_passes.lowering.lengths import LEFT_PADDING
 
 
 def lowered(described: Any, pipeline: str = ORT_PIPELINE) -> ir.Model:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from exporter.errors import OnnxGptError
 from graph_passes import ORT_PIPELINE, Step, parse, passes_by_name, run_pipeline, to_text
-from graph_passes.invariants import EAGER, Snapshot, check
+from graph_passes.proof.invariants import EAGER, Snapshot, check
 
 VALUES = st.one_of(st.booleans(), st.integers(-99, 99), st.floats(allow_nan=False, allow_infinity=False))
 STEPS = st.one_of(

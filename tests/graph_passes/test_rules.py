@@ -10,7 +10,7 @@ import pytest
 from graph_passes.engine.rewriting import rewrite
 from graph_passes.engine.rule import Rule
 from graph_passes.engine.trial import example, try_rule
-from graph_passes.facts import annotate
+from graph_passes.inference.facts import annotate
 from graph_passes.passes.canonical import rules
 
 NAMES = [rule.name for rule in rules()]

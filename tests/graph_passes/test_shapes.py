@@ -13,8 +13,8 @@ from runs import graph, unoptimised
 
 from exporter.weights import Array, WeightTensor
 from graph_passes import run_pipeline
-from graph_passes.dims import parse
-from graph_passes.facts import annotate
+from graph_passes.inference.dims import parse
+from graph_passes.inference.facts import annotate
 from graph_passes.passes import shapes
 from graph_passes.structure.moves import reshape_target
 

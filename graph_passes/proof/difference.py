@@ -12,11 +12,11 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import onnx_ir as ir
 
-from graph_passes.evaluate import Call
-from graph_passes.keys import Facts, attribute_key
 from graph_passes.matching import SMALL, role_of
-from graph_passes.upgrade import means_the_same
-from graph_passes.witness import Recorder, Side, take
+from graph_passes.proof.evaluate import Call
+from graph_passes.proof.keys import Facts, attribute_key
+from graph_passes.proof.witness import Recorder, Side, take
+from graph_passes.structure.upgrade import means_the_same
 
 
 class Before:

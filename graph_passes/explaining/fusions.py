@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from exporter.emitter import ROLE
+from graph_passes.explaining.reasons import Lineage, Reason, Reasons, unknown, users
 from graph_passes.matching import attribute, listening, producer
 from graph_passes.passes import outline
 from graph_passes.pipeline import run_pipeline
-from graph_passes.reasons import Lineage, Reason, Reasons, unknown, users
 
 FUSED_ATTENTION = "GroupQueryAttention"
 ATTENTIONS = frozenset([FUSED_ATTENTION, "Attention", "MultiHeadAttention"])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import onnx
 import onnx_ir as ir
 
-from graph_passes.facts import dims
+from graph_passes.inference.facts import dims
 from graph_passes.matching import attribute, make
 
 OLDEST = 11

@@ -1,8 +1,8 @@
 """What is known of a graph's values: type, shape on symbolic dims, and contents of small integer tensors.
 
 `annotate` finds it out for a whole graph in one walk, `infer_node` for one new node. Types and shapes are kept where
-`onnx_ir` has them, so that passes read them there; dims are spelled as `graph_passes.dims` prints them. The graph's
-inputs and outputs stay spelled as the file declares them, and `dims` says what they are. No weight is read.
+`onnx_ir` has them, so that passes read them there; dims are spelled as `graph_passes.inference.dims` prints them. The
+graph's inputs and outputs stay spelled as the file declares them, and `dims` says what they are. No weight is read.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graph_passes.dims import Size, parse, symbol
 from graph_passes.inference.call import UNKNOWN, Call, Contents, Fact, Shape, known_ints
 from graph_passes.inference.contents import contents_of, whole_numbers
 from graph_passes.inference.contract import input_dims
+from graph_passes.inference.dims import Size, parse, symbol
+from graph_passes.inference.shapes import RULES
 from graph_passes.matching import SMALL
-from graph_passes.refusal import refusing
-from graph_passes.shapes import RULES
+from graph_passes.structure.refusal import refusing
 
 OPSET = 23
 """Opset of a node that is in no graph yet."""

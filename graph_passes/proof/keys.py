@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.weights import Weight, WeightTensor
-from graph_passes.dims import Size
-from graph_passes.evaluate import Call, live_calls, upwards
-from graph_passes.facts import dims
+from graph_passes.inference.dims import Size
+from graph_passes.inference.facts import dims
 from graph_passes.matching import SMALL
+from graph_passes.proof.evaluate import Call, live_calls, upwards
 
 FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
 

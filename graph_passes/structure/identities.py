@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.facts import declare
+from graph_passes.inference.facts import declare
 
 
 def bridge_identities(model: ir.Model) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.evaluate import Call, Making, Subgraph, live_calls, upwards
-from graph_passes.keys import FLOATS, Digests, Facts, key_of
 from graph_passes.matching import SMALL, constant, listening, role_of
+from graph_passes.proof.evaluate import Call, Making, Subgraph, live_calls, upwards
+from graph_passes.proof.keys import FLOATS, Digests, Facts, key_of
 
 SEARCHED = 64
 """Nodes looked at for how what one side reads follows from what the other reads."""
@@ -78,7 +78,7 @@ class Recorder:
         pairs = [(a, b) for a, b in values if a.uses() or a.is_graph_output()]
         self.replaced.update(pairs)
         if not pairs:
-            return  # a node was changed in place, which `graph_passes.difference` sees
+            return  # a node was changed in place, which `graph_passes.proof.difference` sees
         made_by, imports = live_calls(), dict(self.model.graph.opset_imports)
         before, after = (
             Side(
