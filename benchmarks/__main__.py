@@ -15,7 +15,7 @@ import sys
 
 from benchmarks.measure import RESULTS, ROOT, Row, parser, say, table
 
-COMMANDS = ("quality", "make_time", "speed", "foreign")
+COMMANDS = ("quality", "make_time", "speed", "foreign", "passes")
 REMAKES = ("quality", "speed")
 """Those that take --remake."""
 
