@@ -24,7 +24,7 @@ from onnx_gpt.bundle.reading import CONTEXT_KEYS
 from onnx_gpt.bundle.targets import target as target_of
 
 CANONICAL_PIPELINE = (
-    "inline, fold, shapes, linear, control{context}, canonical, unpack, canonical, fold, cache, roles"
+    "inline, fold, shapes, linear, fold, control{context}, canonical, unpack, canonical, fold, cache, roles"
 )
 """From a graph that somebody else exported to the canonical one; ``{context}`` is filled in by `pipeline_of`."""
 
