@@ -17,8 +17,8 @@ from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 
 WINDOWS = 48
-"""Windows of 512 tokens that codes are chosen on: several times as many tokens as a layer has inputs. More cost time and
-gain little (docs/experiments.md: KL 0.061 on 24, 0.056 on 128)."""
+"""Windows of 512 tokens that codes are chosen on: several times as many tokens as a layer has inputs. More cost time
+and gain little (docs/experiments.md: KL 0.061 on 24, 0.057 on 48, 0.056 on 128)."""
 
 
 def choose_codes(
