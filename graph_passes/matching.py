@@ -59,6 +59,20 @@ def is_ints(value: ir.Value | None, *expected: int) -> bool:
     return array is not None and array.dtype.kind == "i" and array.reshape(-1).tolist() == list(expected)
 
 
+def slice_of(node: ir.Node) -> tuple[int, int, int, int] | None:
+    """Axis, start, end and step of a Slice of one axis by constants, as they are written."""
+    arrays = [constant(value) for value in node.inputs[1:]]
+    if len(arrays) < 3 or any(array is None or array.size != 1 for array in arrays):
+        return None
+    start, end, axis, *step = (int(array.item()) for array in arrays if array is not None)
+    return axis, start, end, step[0] if step else 1
+
+
+def counted_from_front(bound: int, size: int) -> int:
+    """A Slice's bound within a dim of a known size."""
+    return min(bound + size if bound < 0 else bound, size)
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """An attribute's value, or its default where the node does not set it."""
     found = node.attributes.get(name)

@@ -33,7 +33,7 @@ from graph_passes.engine.terms import (
     within,
 )
 from graph_passes.inference.facts import dims
-from graph_passes.matching import constant
+from graph_passes.matching import constant, counted_from_front, slice_of
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Equal"})
 END = 2**63 - 1
@@ -252,7 +252,7 @@ class _Search:
         node = value.producer()
         if node is None or node.op_type != "Slice":
             return f"it is {_made_by(value)}, not Slice"
-        bounds = _bounds(node)
+        bounds = slice_of(node)
         whole = node.inputs[0]
         shape = dims_of(whole) if whole is not None else None
         if bounds is None or shape is None:
@@ -419,19 +419,8 @@ def _push(more: list[tuple[Term, ir.Value | None]], rest: Goals) -> Goals:
     return rest
 
 
-def _bounds(node: ir.Node) -> tuple[int, int, int, int] | None:
-    """Axis, start, end and step of a Slice of one axis."""
-    arrays = [constant(value) for value in node.inputs[1:]]
-    if len(arrays) < 3 or any(array is None or array.size != 1 for array in arrays):
-        return None
-    start, end, axis, *step = (int(array.item()) for array in arrays if array is not None)
-    return axis, start, end, step[0] if step else 1
-
-
 def _within_size(bound: int, size: Any) -> int:
-    if not isinstance(size, int):
-        return bound
-    return min(bound + size if bound < 0 else bound, size)
+    return counted_from_front(bound, size) if isinstance(size, int) else bound
 
 
 def _made_by(value: ir.Value) -> str:

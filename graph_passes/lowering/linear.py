@@ -47,8 +47,11 @@ class Linear:
 
 def linear_of(value: ir.Value | None) -> Linear | None:
     """The linear map that makes a value which nothing else uses; its weights are expressions."""
-    if value is None or not is_private(value):
-        return None
+    return linear_making(value) if value is not None and is_private(value) else None
+
+
+def linear_making(value: ir.Value) -> Linear | None:
+    """The linear map that makes a value, whoever uses it."""
     add = producer(value, "Add")
     if add is None:
         return _matmul(value, None, ())

@@ -13,18 +13,18 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from exporter.weights import Rows, Weight, WeightTensor
+from exporter.weights import Rows, WeightTensor
 from graph_passes.inference.facts import dims
+from graph_passes.lowering.linear import Linear, linear_making, linear_of
 from graph_passes.matching import (
     attribute,
-    constant,
-    either_order,
+    counted_from_front,
     initializer,
     is_private,
     make,
     producer,
     replace,
-    weight_of,
+    slice_of,
 )
 from graph_passes.outcome import Outcome
 
@@ -64,17 +64,13 @@ class Packed:
     """A linear map whose output is only ever cut into parts.
 
     Attributes:
-        nodes: the product, and what may follow: the sum with a bias, a Reshape to heads, their Transpose.
+        moves: what stands between it and the parts: nothing, a Reshape to heads, or that and their Transpose.
         heads: every one of them is cut by itself; 1 where the output is ``[B, S, N]``.
-        swapped: whether heads come before tokens.
     """
 
-    nodes: tuple[ir.Node, ...]
-    input: ir.Value
-    weight: Weight
-    bias: Weight | None
+    linear: Linear
+    moves: tuple[ir.Node, ...]
     heads: int
-    swapped: bool
     parts: tuple[Part, ...]
 
 
@@ -84,43 +80,25 @@ def _packed(last: ir.Node) -> Packed | None:
     known = tuple(part for part in parts if part is not None)
     if not known or len(known) < len(parts) or whole.is_graph_output():
         return None
-    nodes, heads = [last], 1
-    swapped = last.op_type == "Transpose"
-    if swapped:
-        if attribute(last, "perm", None) is None or list(attribute(last, "perm", ())) != SWAP:
-            return None
-        split = _private(last.inputs[0], "Reshape")
-        if split is None:
-            return None
-        nodes.insert(0, split)
-    if nodes[0].op_type == "Reshape":
-        found = _heads(nodes[0])
-        linear = nodes[0].inputs[0]
-        made = linear.producer() if linear is not None and is_private(linear) else None
-        if found is None or made is None:
-            return None
-        nodes, heads = [made, *nodes], found
-    return _linear(nodes, heads, swapped, known)
-
-
-def _linear(nodes: list[ir.Node], heads: int, swapped: bool, parts: tuple[Part, ...]) -> Packed | None:
-    matmul, bias = nodes[0], None
-    if nodes[0].op_type == "Add":
-        for product, vector in either_order(nodes[0]):
-            found = _private(product, "MatMul")
-            bias = weight_of(vector, transpose=False)
-            if found is not None and bias is not None and len(bias.shape) == 1:
-                matmul = found
-                break
-        nodes = [matmul, *nodes]
-    weight = weight_of(matmul.inputs[1], transpose=True) if matmul.op_type == "MatMul" else None
-    if weight is None or matmul.inputs[0] is None or (bias is not None and bias.shape[0] != weight.shape[0]):
+    moves = _moves(last)
+    if moves is None:
         return None
-    return Packed(tuple(nodes), matmul.inputs[0], weight, bias, heads, swapped, parts)
+    if moves:
+        linear, heads = linear_of(moves[0].inputs[0]), _heads(moves[0])
+    else:
+        linear, heads = linear_making(whole), 1
+    return None if linear is None or heads is None else Packed(linear, moves, heads, known)
 
 
-def _private(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    return producer(value, op_type) if value is not None and is_private(value) else None
+def _moves(last: ir.Node) -> tuple[ir.Node, ...] | None:
+    """The Reshape to heads and their Transpose, where the output of a linear map goes through them."""
+    if last.op_type == "Reshape":
+        return (last,)
+    if last.op_type != "Transpose":
+        return ()
+    value = last.inputs[0]
+    split = producer(value, "Reshape") if value is not None and is_private(value) else None
+    return (split, last) if split is not None and list(attribute(last, "perm", ())) == SWAP else None
 
 
 def _heads(reshape: ir.Node) -> int | None:
@@ -139,39 +117,41 @@ def _part(node: ir.Node, whole: ir.Value) -> Part | None:
     if node.op_type != "Slice" or node.inputs[0] is not whole:
         return None
     shape = dims(whole)
-    bounds = [constant(value) for value in node.inputs[1:]]
-    if shape is None or len(bounds) < 3 or any(b is None or b.size != 1 for b in bounds):
+    bounds = slice_of(node)
+    if shape is None or bounds is None:
         return None
     if any(user.op_type == "Concat" for user, _ in node.outputs[0].uses()):
         return None  # a head's part that is put back as it was, beside a rotated one
-    start, end, axis, *step = (int(b.item()) for b in bounds if b is not None)
+    axis, start, end, step = bounds
     size = shape[-1]
-    if not isinstance(size, int) or axis % len(shape) != len(shape) - 1 or step not in ([], [1]):
+    if not isinstance(size, int) or axis % len(shape) != len(shape) - 1 or step != 1:
         return None
-    first, last = (min(b + size if b < 0 else b, size) for b in (start, end))
+    first, last = counted_from_front(start, size), counted_from_front(end, size)
     return Part(node, first, last) if 0 <= first < last else None
 
 
 def _unpack(packed: Packed) -> None:
-    graph = packed.nodes[-1].graph
+    linear, last = packed.linear, (*packed.linear.nodes, *packed.moves)[-1]
+    graph = last.graph
     assert graph is not None
-    width = packed.weight.shape[0] // packed.heads
+    width = linear.weight.shape[0] // packed.heads
     new: list[ir.Node] = []
     values: list[tuple[ir.Value, ir.Value]] = []
     for part in packed.parts:
-        name = part.node.name or f"{packed.nodes[-1].name}.{part.first}"
+        name = part.node.name or f"{last.name}.{part.first}"
         rows = tuple((head * width + part.first, head * width + part.last) for head in range(packed.heads))
-        table = WeightTensor(f"{name}.weight", Rows(packed.weight, rows), transpose=True)
-        new.append(make("MatMul", [packed.input, initializer(graph, table)], f"{name}.product"))
-        if packed.bias is not None:
-            vector = initializer(graph, WeightTensor(f"{name}.bias", Rows(packed.bias, rows)))
+        table = WeightTensor(f"{name}.weight", Rows(linear.weight, rows), transpose=True)
+        new.append(make("MatMul", [linear.input, initializer(graph, table)], f"{name}.product"))
+        if linear.bias is not None:
+            vector = initializer(graph, WeightTensor(f"{name}.bias", Rows(linear.bias, rows)))
             new.append(make("Add", [new[-1].outputs[0], vector], f"{name}.biased"))
-        if packed.nodes[-1].op_type in ("Reshape", "Transpose"):
+        if packed.moves:
             target = ir.tensor(
                 np.array([0, 0, packed.heads, part.last - part.first], np.int64), name=f"{name}.shape"
             )
             new.append(make("Reshape", [new[-1].outputs[0], initializer(graph, target)], f"{name}.heads"))
-        if packed.swapped:
+        if len(packed.moves) == 2:
             new.append(make("Transpose", [new[-1].outputs[0]], f"{name}.swapped", perm=SWAP))
         values.append((part.node.outputs[0], new[-1].outputs[0]))
-    replace(packed.nodes[-1], [*packed.nodes, *(part.node for part in packed.parts)], new, values)
+    old = [*linear.nodes, *packed.moves, *(part.node for part in packed.parts)]
+    replace(last, old, new, values)
