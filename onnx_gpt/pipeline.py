@@ -71,21 +71,21 @@ def optimize(
     """
     targets = (target,) if isinstance(target, str) else tuple(target)
     recipe = Recipe(
-        quantize,
-        block_size,
-        table_bits,
-        targets,
-        context_length,
-        parity,
-        limits,
-        text,
-        tokens,
-        kv_cache,
-        verify,
-        calibration,
-        passes,
-        method,
-        mixed,
+        quantize=quantize,
+        block_size=block_size,
+        table_bits=table_bits,
+        targets=targets,
+        context_length=context_length,
+        parity=parity,
+        limits=limits,
+        text=text,
+        tokens=tokens,
+        kv_cache=kv_cache,
+        verify=verify,
+        calibration=calibration,
+        passes=passes,
+        method=method,
+        mixed=mixed,
     )
     return run(source, Path(out), recipe, progress or Silent())
 
@@ -139,8 +139,9 @@ def _run(source: str, out: Path, recipe: Recipe, progress: Progress, folder: Pat
         if recipe.parity:
             with stages.stage("parity"):
                 parity = prove(opened, exported, stage / MODEL, recipe, progress)
-        report = _report(source, exported, recipe, pipeline, stages, passes, quantized, stage, parity)
-        report = report.model_copy(update={"calibration": calibration})
+        report = _report(
+            source, exported, recipe, pipeline, stages, passes, quantized, calibration, stage, parity
+        )
         require_passed(parity)
         lay_out(stage, extra, report)
     return report
@@ -185,6 +186,7 @@ def _report(
     stages: Stages,
     passes: Sequence[PassReport],
     quantized: dict[str, int],
+    calibration: dict[str, Any],
     stage: Path,
     parity: Parity | None,
 ) -> Report:
@@ -202,6 +204,7 @@ def _report(
         passes=tuple(PassFacts.model_validate(entry, from_attributes=True) for entry in passes),
         graph=GraphFacts(nodes=sum(ops.values()), inlined_nodes=inlined, ops=dict(ops.most_common())),
         quantization=quantized,
+        calibration=calibration,
         files={path.name: path.stat().st_size for path in sorted(stage.iterdir())},
         parity=parity or "not run",
     )
