@@ -9,7 +9,7 @@ same); the best is refitted once. The scale is rounded to float16 *before* the c
 nothing is lost between the search and the file.
 
 Float16 bounds what a scale can be. Blocks too large for it are refused. In blocks so small that the scale is
-a subnormal, scales go up to the next multiple of 2⁻²⁴, which costs at most 2⁻²⁵ a weight.
+a subnormal, nothing is searched, and scales go up to the next multiple of 2⁻²⁴, which costs at most 2⁻²⁵ a weight.
 
 The arithmetic runs on pieces that fit a core's cache, transposed so that a block is a column: numpy then
 reduces along the slow axis, which it does ten times faster than along rows of 32.
@@ -137,6 +137,8 @@ def _search(w: np.ndarray, extreme: np.ndarray, grid: Grid, counts: np.ndarray |
         np.copyto(best, product, where=better)
         np.copyto(scale, fitted, where=better)
     _, scale = weighted.fit(inverse(scale), grid)
+    plain = extreme / np.float32(grid.low)
+    scale = np.where(np.abs(plain) < NORMAL, plain, scale)  # float16's steps there undo what a search finds
     return _to_float16(scale, extreme)
 
 

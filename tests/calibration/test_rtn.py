@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -52,6 +52,9 @@ def from_the_largest_weight(rows: np.ndarray, grid: Grid) -> Coded:
     rows=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=80), elements=WEIGHTS),
     grid=grids,
 )
+@example(
+    rows=np.full((1, 3), 2.0**-14, np.float32), grid=Grid(4, 32)
+)  # exact on the lowest code, and no other
 def test_any_weights_come_out_on_the_grid_and_no_worse_than_without_a_search(
     rows: np.ndarray, grid: Grid
 ) -> None:
