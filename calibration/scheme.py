@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -69,20 +70,37 @@ class WeightOnly:
     Attributes:
         layers: grid of the linear maps inside layers.
         table: grid of the embedding and of the head, tied or not.
-        exceptions: other grids for some linear maps, by role: ``("ffn.down", grid)`` is that of every layer,
-            ``("layers.3.ffn.down", grid)`` or ``("layers.2?.*", grid)`` those that match. The first match counts.
+        exceptions: other grids for some linear maps, by role, None where they stay float: ``("ffn.down", grid)`` is
+            that of every layer, ``("layers.0-3+7.ffn.down", grid)`` of some, ``("layers.2?.*", grid)`` of those that
+            match, ``("table", grid)`` that of the table. The first match counts.
     """
 
     layers: Grid
     table: Grid
-    exceptions: tuple[tuple[str, Grid], ...] = ()
+    exceptions: tuple[tuple[str, Grid | None], ...] = ()
 
-    def grid_of(self, role: str) -> Grid:
-        """The grid of a linear map inside a layer."""
-        for pattern, grid in self.exceptions:
-            if fnmatch.fnmatchcase(role, pattern) or role.endswith(f".{pattern}"):
-                return grid
-        return self.layers
+    def grid_of(self, role: str) -> Grid | None:
+        """The grid of a linear map inside a layer, or of `TABLE`; None where it stays float."""
+        usual = self.table if role == TABLE else self.layers
+        return next((grid for pattern, grid in self.exceptions if fits(role, pattern)), usual)
+
+
+TABLE = "table"
+"""The role by which a scheme speaks of embedding and head. Only itself matches it."""
+
+_SPANS = re.compile(r"layers\.(\d+(?:-\d+)?(?:\+\d+(?:-\d+)?)*)\.(.+)")
+
+
+def fits(role: str, pattern: str) -> bool:
+    """Whether a role is one that a pattern means."""
+    if TABLE in (role, pattern):
+        return role == pattern
+    spans, own = _SPANS.fullmatch(pattern), _SPANS.fullmatch(role)
+    if spans is None or own is None or not own[1].isdecimal():
+        return fnmatch.fnmatchcase(role, pattern) or role.endswith(f".{pattern}")
+    layers = [[int(end) for end in span.split("-")] for span in spans[1].split("+")]
+    inside = any(ends[0] <= int(own[1]) <= ends[-1] for ends in layers)
+    return inside and fnmatch.fnmatchcase(own[2], spans[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +125,23 @@ class Gptq(WeightOnly):
 class Static(WeightOnly):
     """Activations and weights in 8 bits by scales fixed beforehand (`calibration.static`), for a rotated decoder.
 
-    The grids are those of what cannot be static: ``layers`` of the down projections, ``table`` of embedding and head.
+    The grids are those of what cannot be static: ``layers`` of some down projections, ``table`` of embedding and head.
+
+    Attributes:
+        method: ``gptq`` chooses codes for the least error of each product on text, ``rtn`` rounds to nearest.
     """
+
+    method: str = "gptq"
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasCorrected(WeightOnly):
+    """Round to nearest, and biases that make up for its mean on a text (`calibration.quantization.bias_correction`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Awq(WeightOnly):
+    """Round to nearest after channels were scaled for the least error on a text (`calibration.quantization.awq`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +149,22 @@ class Keep:
     """The source's own codes, scales and minima, bit for bit; what the source holds as floats stays float."""
 
 
-Scheme: TypeAlias = WeightOnly | Keep
+@dataclasses.dataclass(frozen=True)
+class Dynamic:
+    """Activations in 8 bits by a scale for each token, found as the graph runs (`calibration.dynamic`); weights too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Floats:
+    """Weights stay floats, in the type that the graph computes in."""
+
+
+WeightScheme: TypeAlias = WeightOnly | Keep
+"""What `quantize_weights` takes."""
+Scheme: TypeAlias = WeightScheme | Dynamic | Floats
+
+HALF = {"fp16": "none", "q4f16": "int4"}
+"""Schemes whose graph computes in float16 (`graph_passes.lowering.half`), and what becomes of their weights."""
 
 BLOCK_SIZE = {8: 32, 4: 32}
 """Block sizes by bits where the user asks for none; measured in docs/experiments.md."""
@@ -124,8 +172,8 @@ BLOCK_SIZE = {8: 32, 4: 32}
 STATIC_BLOCK_SIZE = 64
 """Block size of the down projections of w8a8: 32 loses a tenth less, 128 a quarter more and runs prompts 3 % faster."""
 
-NAMES = ("int8", "int4", "w8a8", "keep")
-METHODS = ("rtn", "gptq")
+NAMES = ("int8", "int4", "w8a8", "dynamic8", "keep", "fp16", "q4f16")
+METHODS = ("rtn", "gptq", "awq", "bias")
 
 
 def scheme_of(
@@ -145,7 +193,7 @@ def scheme_of(
             int4's damage; 8 bits cost a decode step 5 % and SmolLM2 14 MB.
         method: one of `METHODS`.
         mixed: other widths for some roles, ``attention.v=8,ffn.down=8/128``: a pattern, bits, and a block size where it
-            is not that of the others.
+            is not that of the others; or ``float``.
 
     Raises:
         OnnxGptError: ``scheme-invalid`` (exit 2) for an unknown name, or options that do not fit the scheme.
@@ -160,30 +208,38 @@ def scheme_of(
                 "keep takes the source's own grid", "drop block size, table bits, method and mixed"
             )
         return Keep()
+    if name == "dynamic8":
+        if block_size is not None or table_bits is not None or mixed or method != "rtn":
+            raise _invalid("dynamic8 has a grid of its own", "drop block size, table bits, method and mixed")
+        return Dynamic()
+    if name == "fp16":
+        if block_size is not None or table_bits is not None or mixed or method != "rtn":
+            raise _invalid("fp16 has no grid", "drop block size, table bits, method and mixed, or use q4f16")
+        return Floats()
     if name == "w8a8":
-        if method != "rtn" or mixed or table_bits not in (None, 8):
-            raise _invalid(
-                "w8a8 has 8 bits everywhere and rounds to nearest", "drop table bits, method and mixed"
-            )
-        return Static(Grid(8, block_size or STATIC_BLOCK_SIZE), Grid(8, BLOCK_SIZE[8]))
-    bits = int(name.removeprefix("int"))
+        if method in ("awq", "bias") or mixed or table_bits not in (None, 8):
+            raise _invalid("w8a8 has 8 bits everywhere, by gptq or rtn", "drop table bits, mixed and awq")
+        return Static(Grid(8, block_size or STATIC_BLOCK_SIZE), Grid(8, BLOCK_SIZE[8]), method=method)
+    bits = int(HALF.get(name, name).removeprefix("int"))
 
     def grid(width: int, block: int | None = block_size) -> Grid:
         return Grid(width, BLOCK_SIZE.get(width, 32) if block is None else block)
 
-    exceptions = tuple((role, grid(*widths)) for role, widths in _mixed(mixed).items())
-    kind = Gptq if method == "gptq" else RoundToNearest
-    return kind(grid(bits), grid(bits if table_bits is None else table_bits), exceptions)
+    exceptions = tuple((role, grid(*widths) if widths else None) for role, widths in _mixed(mixed).items())
+    kinds: dict[str, type[WeightOnly]] = {"gptq": Gptq, "awq": Awq, "bias": BiasCorrected, "rtn": RoundToNearest}
+    return kinds[method](grid(bits), grid(bits if table_bits is None else table_bits), exceptions)
 
 
 def _mixed(text: str) -> Mapping[str, tuple[int, ...]]:
-    """``attention.v=8,ffn.down=8/128`` as bits, and block sizes where there are some, by role."""
+    """``attention.v=8,ffn.down=8/128`` as bits, and block sizes where there are some, by role; empty for ``float``."""
     found: dict[str, tuple[int, ...]] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         role, _, grid = item.partition("=")
-        numbers = grid.split("/")
+        numbers = [] if grid == "float" else grid.split("/")
         if not role or len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
-            raise _invalid(f"{item!r} is no exception to a grid", "write ROLE=BITS or ROLE=BITS/BLOCK")
+            raise _invalid(
+                f"{item!r} is no exception to a grid", "write ROLE=BITS, ROLE=BITS/BLOCK or ROLE=float"
+            )
         found[role] = tuple(int(number) for number in numbers)
     return found
 

@@ -1,9 +1,12 @@
-"""A decoder's graph cut at its layers into pieces that run one after the other.
+"""A decoder's graph cut into pieces that run one after the other: at its layers, or at its products.
 
-The cut before a layer is the set of values that were made of tokens and are used later: with the residual stream that
-is one value, or the two that a fused sum and norm takes. What depends on lengths and masks alone is no such value:
+A cut is the set of values that were made of tokens before it and are used after it: before a layer that is the residual
+stream, or the two values that a fused sum and norm takes. What depends on lengths and masks alone is no such value:
 each piece makes it again, which costs nothing. A piece shares the unread weights of the graph that it was cut from, so
 running a model piece by piece takes the memory of its largest piece.
+
+Cut at products, a piece begins with products of matrices whose inputs all come from the pieces before, and ends before
+one that takes what the piece itself makes: query, key and value of one layer are a piece, its output map the next.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -25,7 +29,7 @@ class Segment:
     """One piece.
 
     Attributes:
-        name: ``embedding``, ``layers.3``, ``head``.
+        name: ``embedding``, ``layers.3`` or, cut at products, ``layers.3.ffn.down``; ``head``.
         model: a model of its own, whose tensors are those of the whole.
         incoming: names of the values that it is given, beside the inputs of the whole.
         outgoing: names of the values that it makes and later pieces need.
@@ -43,11 +47,14 @@ class Segment:
         return [site for site in map(site_of, self.model.graph) if site is not None]
 
 
-def cut(model: ir.Model) -> list[Segment]:
-    """The pieces of a decoder, first to last: the embedding, each layer, the head. The model is left as it is."""
+Places = Literal["layers", "products"]
+
+
+def cut(model: ir.Model, at: Places = "layers") -> list[Segment]:
+    """The pieces of a decoder, first to last: embedding, each layer or product, head. The model stays as it is."""
     nodes = list(model.graph)
     made = _made_of_tokens(nodes)
-    starts = [(0, "embedding"), *_starts(nodes)]
+    starts = [(0, "embedding"), *(_layers(nodes) if at == "layers" else _products(nodes))]
     ends = [*(start for start, _ in starts[1:]), len(nodes)]
     segments: list[Segment] = []
     incoming: list[ir.Value] = []
@@ -69,10 +76,10 @@ def cut(model: ir.Model) -> list[Segment]:
     return segments
 
 
-def _starts(nodes: list[ir.Node]) -> Iterator[tuple[int, str]]:
+def _layers(nodes: list[ir.Node]) -> Iterator[tuple[int, str]]:
     """Where each layer begins, and the product with the head's table."""
     layer = -1
-    head = max((i for i, node in enumerate(nodes) if _is_product(node)), default=len(nodes))
+    head = max((i for i, _ in _multiplying(nodes)), default=len(nodes))
     for i, node in enumerate(nodes):
         found = LAYER.match(role_of(node))
         if found and int(found[1]) > layer:
@@ -82,9 +89,22 @@ def _starts(nodes: list[ir.Node]) -> Iterator[tuple[int, str]]:
             yield i, "head"
 
 
-def _is_product(node: ir.Node) -> bool:
-    site = site_of(node)
-    return site is not None and site.kind == "multiply"
+def _products(nodes: list[ir.Node]) -> Iterator[tuple[int, str]]:
+    """Each product that takes what was made since the last such product, the head's too."""
+    places = {value: i for i, node in enumerate(nodes) for value in node.outputs}
+    sites = list(_multiplying(nodes))
+    start = 0
+    for i, site in sites:
+        if places.get(site.input, -1) >= start:
+            start = i
+            yield i, "head" if i == sites[-1][0] else site.role
+
+
+def _multiplying(nodes: list[ir.Node]) -> Iterator[tuple[int, Site]]:
+    for i, node in enumerate(nodes):
+        site = site_of(node)
+        if site is not None and site.kind == "multiply":
+            yield i, site
 
 
 def _made_of_tokens(nodes: list[ir.Node]) -> set[ir.Value]:

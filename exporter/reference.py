@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from exporter.checkpoint import Checkpoint, ModuleSource
 from exporter.errors import Exit, OnnxGptError, rejected
 from exporter.families import describe, family_of
 from exporter.weights import Weight
+from exporter.writing import ordinary
 
 
 class Reference:
@@ -36,6 +38,7 @@ class Reference:
         self._cached = isinstance(source, Checkpoint)
         if isinstance(source, Checkpoint):
             self.model = reference_model(source)
+            self._kv_heads = [layer.attention.kv_heads for layer in describe(ordinary(source)).layers]
             self.name = f"{_version('transformers')} on {_version('torch')}, float32"
         else:
             self.model = (source.factory() if isinstance(source, ModuleSource) else source).eval()
@@ -81,11 +84,67 @@ class Reference:
             out = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         return [int(token) for token in out[0, ids.shape[1] :]]
 
+    def after(
+        self, tokens: np.ndarray, past: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Logits of tokens that follow others, of which keys and values are given. Only for a checkpoint.
+
+        Args:
+            tokens: int64 ``[B, S]``.
+            past: keys (after their rotation) and values of each layer, float32 ``[B, K, P, D]``; P may be 0. A
+                variant's K are its own: the heads that it lacks are zeros here.
+
+        Returns:
+            float32 logits ``[B, S, V]``, and the keys and values after these tokens as the model keeps them: a layer
+            with a window may have forgotten the oldest.
+        """
+        torch, cache_utils = self._torch, _import("transformers.cache_utils")
+        cache = cache_utils.DynamicCache(config=self.model.config)
+        with torch.inference_mode():
+            if past[0][0].shape[2]:
+                for i, pair in enumerate(past):
+                    keys, values = (torch.from_numpy(_with_heads(side, self._kv_heads[i])) for side in pair)
+                    cache.update(keys.to(self.model.dtype), values.to(self.model.dtype), i)
+            ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # later 5.x versions rename past_key_values
+                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            own = [keys.shape[1] for keys, _ in past]
+            kept = [
+                (layer.keys[:, :K].float().numpy(), layer.values[:, :K].float().numpy())
+                for layer, K in zip(cache.layers, own, strict=True)
+            ]
+        return logits.float().numpy(), kept
+
+    def variants(self) -> Iterator[str]:
+        """Make the model another that computes the same function, one after the other; after each it is itself again.
+
+        ``float64``: products in double precision (transformers' norms and rotary angles stay in float32). ``eager``:
+        attention by its definition instead of torch's fused kernel; only for a checkpoint.
+        """
+        try:
+            self.model.double()
+            yield "float64"
+        finally:
+            self.model.float()
+        if not self._cached:
+            return
+        try:
+            self.model.set_attn_implementation("eager")
+            yield "eager attention"
+        finally:
+            self.model.set_attn_implementation("sdpa")
+
     def _greedy_uncached(self, tokens: np.ndarray, count: int) -> list[int]:
         sequence = [int(token) for token in tokens]
         for _ in range(count):
             sequence.append(int(self.logits(np.array([sequence], np.int64))[0, -1].argmax()))
         return sequence[len(tokens) :]
+
+
+def _with_heads(side: np.ndarray, heads: int) -> np.ndarray:
+    """Keys or values ``[B, K, P, D]`` with zeros for the heads that are missing."""
+    return np.pad(np.ascontiguousarray(side), ((0, 0), (0, heads - side.shape[1]), (0, 0), (0, 0)))
 
 
 def reference_model(checkpoint: Checkpoint) -> Any:
@@ -98,6 +157,7 @@ def reference_model(checkpoint: Checkpoint) -> Any:
         OnnxGptError: ``reference-missing`` (exit 8) where torch or transformers is not installed;
             ``architecture-unknown`` (exit 3); ``weights-mismatch`` (exit 4), listing all that does not fit.
     """
+    checkpoint = ordinary(checkpoint)  # transformers knows no variants
     decoder, family = describe(checkpoint), family_of(checkpoint)
     torch, transformers = _import("torch"), _import("transformers")
     model_class = getattr(transformers, checkpoint.architecture)

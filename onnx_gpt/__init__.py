@@ -13,42 +13,75 @@ from onnx_gpt._version import __version__
 
 if TYPE_CHECKING:
     from exporter.errors import OnnxGptError
+    from onnx_gpt.certificate.verification import Verification, verify
+    from onnx_gpt.diagnosis import doctor
+    from onnx_gpt.bisection import Bisection, bisect
     from onnx_gpt.explanation import Explanation, explain
     from onnx_gpt.generator import Generator
     from onnx_gpt.inspection import inspect
+    from onnx_gpt.linting.linter import lint
+    from onnx_gpt.linting.repairing import repair
     from onnx_gpt.measuring import bench
+    from onnx_gpt.parting import Parting, compare_layers
     from onnx_gpt.pipeline import optimize
+    from onnx_gpt.prune_report import PruneReport
+    from onnx_gpt.pruning import prune
+    from onnx_gpt.ranging import ranges
     from onnx_gpt.recipe import Recipe
     from onnx_gpt.report import Limits, Report
     from onnx_gpt.validation import validate
 
 _HOMES = {
+    "Bisection": "onnx_gpt.bisection",
     "Explanation": "onnx_gpt.explanation",
     "Generator": "onnx_gpt.generator",
     "Limits": "onnx_gpt.report",
     "OnnxGptError": "exporter.errors",
+    "Parting": "onnx_gpt.parting",
+    "PruneReport": "onnx_gpt.prune_report",
     "Recipe": "onnx_gpt.recipe",
     "Report": "onnx_gpt.report",
+    "Verification": "onnx_gpt.certificate.verification",
     "bench": "onnx_gpt.measuring",
+    "doctor": "onnx_gpt.diagnosis",
+    "bisect": "onnx_gpt.bisection",
+    "compare_layers": "onnx_gpt.parting",
     "explain": "onnx_gpt.explanation",
     "inspect": "onnx_gpt.inspection",
+    "lint": "onnx_gpt.linting.linter",
     "optimize": "onnx_gpt.pipeline",
+    "prune": "onnx_gpt.pruning",
+    "ranges": "onnx_gpt.ranging",
+    "repair": "onnx_gpt.linting.repairing",
     "validate": "onnx_gpt.validation",
+    "verify": "onnx_gpt.certificate.verification",
 }
 
 __all__ = [
+    "Bisection",
     "Explanation",
     "Generator",
     "Limits",
     "OnnxGptError",
+    "Parting",
+    "PruneReport",
     "Recipe",
     "Report",
+    "Verification",
     "__version__",
     "bench",
+    "doctor",
+    "bisect",
+    "compare_layers",
     "explain",
     "inspect",
+    "lint",
     "optimize",
+    "prune",
+    "ranges",
+    "repair",
     "validate",
+    "verify",
 ]
 
 

@@ -14,11 +14,7 @@ from onnx_gpt.calibrating import calibration_windows
 from onnx_gpt.exporting import Exported
 from onnx_gpt.parity.prove import evaluation_text
 from onnx_gpt.progress import Progress
-from onnx_gpt.recipe import Recipe
-
-WINDOWS = 48
-"""Windows of 512 tokens that codes are chosen on: several times as many tokens as a layer has inputs. More cost time
-and gain little (docs/experiments.md: KL 0.061 on 24, 0.057 on 48, 0.056 on 128)."""
+from onnx_gpt.recipe import GPTQ_WINDOWS, Recipe
 
 
 def choose_codes(
@@ -37,7 +33,9 @@ def choose_codes(
     """
     scheme = recipe.scheme()
     assert isinstance(scheme, Gptq)
-    windows = calibration_windows(opened, exported, recipe.calibration, WINDOWS)
+    windows = calibration_windows(
+        opened, exported, recipe.calibration, recipe.calibration_windows or GPTQ_WINDOWS
+    )
     if recipe.parity:
         require_apart(windows.tokens, evaluation_text(opened, exported, recipe).windows)
     folder.mkdir()

@@ -320,12 +320,12 @@ class NoCache:
 def _cache(session: ort.InferenceSession, signature: Signature) -> Cache:
     if not signature.pasts:
         return NoCache(session, signature)
-    if signature.vocab_size is not None and _writes_in_place(session, signature):
+    if signature.vocab_size is not None and writes_in_place(session, signature):
         return SharedCache(session, signature, signature.vocab_size)
     return GrowingCache(session, signature)
 
 
-def _writes_in_place(session: ort.InferenceSession, signature: Signature) -> bool:
+def writes_in_place(session: ort.InferenceSession, signature: Signature) -> bool:
     """Whether attention takes the past as a buffer with room in it.
 
     The graph is asked, since the names of its operators do not tell what the cache goes through: one token
@@ -342,7 +342,7 @@ def _writes_in_place(session: ort.InferenceSession, signature: Signature) -> boo
 
 def _open(model: Path, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or _allowed_threads()
+    options.intra_op_num_threads = threads or allowed_threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what it says on stderr is in the exceptions too
     try:
@@ -355,7 +355,7 @@ def _open(model: Path, threads: int | None) -> ort.InferenceSession:
         ) from error
 
 
-def _allowed_threads() -> int:
+def allowed_threads() -> int:
     """0 (onnxruntime then takes the physical cores), or fewer where this process is confined to fewer."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     return allowed if 0 < allowed < (os.cpu_count() or 1) else 0

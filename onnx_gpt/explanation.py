@@ -10,6 +10,7 @@ from exporter import sources
 from exporter.errors import unsupported
 from graph_passes.explaining.fusions import Part
 from graph_passes.explaining.fusions import explain as explain_graph
+from onnx_gpt.bundle.targets import chosen
 from onnx_gpt.exporting import export, pipeline_of
 
 SCHEMA = "onnx-gpt/explanation/1"
@@ -73,13 +74,13 @@ def explain(
 
     Args:
         source: what `exporter.sources.load` takes.
-        target, context_length, passes: as of `optimize`.
+        target, context_length, passes: as of `optimize`; of a target with several models the first that is named.
 
     Raises:
         OnnxGptError: what loading, exporting and the passes raise. A missing fusion is none here (`require_fused`).
     """
     exported = export(sources.load(source), context_length)
-    pipeline = pipeline_of(exported, passes, target)
+    pipeline = pipeline_of(exported, passes, chosen(target).models[0].pipeline)
     found = explain_graph(exported.model, pipeline)
     nodes, known = exported.model.graph.num_nodes(), exported.decoder is not None
     return Explanation(source, exported.family, known, pipeline, nodes, found.layers, found.others)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporter import variants
 from exporter.build import build
-from exporter.checkpoint import GraphSource, ModuleSource, Opened
+from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
 from exporter.decoder import Decoder
 from exporter.errors import OnnxGptError, rejected, unsupported
 from exporter.families import describe, family_of
@@ -21,7 +22,6 @@ from graph_passes import PassReport
 from graph_passes.inference import facts
 from onnx_gpt.bundle.decoder_facts import DecoderFacts
 from onnx_gpt.bundle.reading import CONTEXT_KEYS
-from onnx_gpt.bundle.targets import target as target_of
 
 CANONICAL_PIPELINE = (
     "inline, fold, shapes, linear, fold, control{context}, canonical, unpack, canonical, fold, cache, roles"
@@ -79,11 +79,10 @@ def export(
     return Exported(model, decoder, decoder.family, parameters, decoder.vocab_size, context)
 
 
-def pipeline_of(exported: Exported, asked: str | None, target: str) -> str:
-    """The passes that are asked for, else the target's; a foreign graph is made canonical first."""
+def pipeline_of(exported: Exported, asked: str | None, lowering: str) -> str:
+    """The passes that are asked for, else those of a target's model; a foreign graph is made canonical first."""
     if asked is not None:
         return asked
-    lowering = target_of(target).PIPELINE
     if exported.decoder is not None:
         return lowering
     context = exported.context_length
@@ -181,9 +180,17 @@ def opened_config(opened: Opened, decoder: DecoderFacts | None) -> dict[str, Any
     given: dict[str, Any] = {"architectures": ["module"]}
     if not isinstance(opened, ModuleSource):
         given = dict(opened.config)
+    if isinstance(opened, Checkpoint) and variants.variant_of(opened.config) is not None:
+        plain = dataclasses.replace(opened, config=variants.ordinary_config(opened.config))
+        if _heads(plain) == _heads(opened):
+            given = dict(plain.config)  # a runtime reads of it how large caches are, not how wide feed-forwards
     if decoder is not None and decoder.context_length and not any(key in given for key in CONTEXT_KEYS):
         given["max_position_embeddings"] = decoder.context_length
     return given
+
+
+def _heads(checkpoint: Checkpoint) -> list[int]:
+    return [layer.attention.kv_heads for layer in describe(checkpoint).layers]
 
 
 def _require_tokenizer_fits(files: Mapping[str, bytes], vocab_size: int) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from calibration.scheme import HALF, NAMES, TABLE, Floats, WeightOnly, scheme_of
 from exporter import sources
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder
 from exporter.families import describe, family_of
 from exporter.match import match_weights
 from exporter.onnx_format.reader import read_file
-from exporter.weights import Stored
+from exporter.weights import Stored, Weight
 from graph_passes.lint import lint
 
 
@@ -25,14 +27,26 @@ def inspect(source: str) -> dict[str, Any]:
     Raises:
         OnnxGptError: where the source cannot be opened, or its weights do not fit its configuration.
     """
-    path = Path(source)
-    graph = path / "model.onnx" if path.is_dir() else path
-    if graph.suffix == ".onnx" and graph.is_file():
+    graph = _graph_of(Path(source))
+    if graph is not None:
         return _graph_facts(graph)
     opened = sources.load(source)
     if not isinstance(opened, Checkpoint):
         return {"source": source, "kind": "module"}
     return _checkpoint_facts(source, opened)
+
+
+def _graph_of(path: Path) -> Path | None:
+    """The model file of a path: itself, or a bundle's, wherever its runtime has it."""
+    if path.suffix == ".onnx" and path.is_file():
+        return path
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    found = sorted(
+        [*path.glob("model*.onnx"), *path.glob("onnx/model*.onnx")],
+        key=lambda file: file.name != "model.onnx",
+    )
+    return next(iter(found or sorted(path.glob("*.onnx"))), None)
 
 
 def _checkpoint_facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -53,6 +67,7 @@ def _checkpoint_facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
         "context_length": decoder.context_length,
         "tied_embedding": decoder.tied,
         "tensors": dict(formats.most_common()),
+        "bundle_bytes": bundle_bytes(decoder, checkpoint.weights),
         "files": sorted(checkpoint.files),
         "kv_cache_bytes_per_token": sum(
             2 * 4 * layer.attention.kv_heads * layer.attention.head_dim for layer in decoder.layers
@@ -69,6 +84,53 @@ def _attention_facts(decoder: Decoder) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "attention_window": dict(windows),
     }
+
+
+def bundle_bytes(decoder: Decoder, weights: Mapping[str, Weight]) -> dict[str, int]:
+    """Bytes of weights that a bundle would have, by scheme; ``keep`` where the source is quantized.
+
+    Args:
+        weights: those of the source, as it stores them.
+
+    What a scheme rounds takes its grid's bits, norms and biases stay as the graph computes; the tables of angles are
+    counted, the graph itself (100 to 300 kB) is not. A table that is tied is stored once.
+    """
+    schemes = {"none": Floats(), **{name: scheme_of(name) for name in NAMES}}
+    sizes = {
+        name: _scheme_bytes(decoder, scheme, 2 if name in HALF else 4)
+        for name, scheme in schemes.items()
+        if isinstance(scheme, WeightOnly | Floats)
+    }
+    if any(weight.format is not None for weight in weights.values()):
+        kept = sum(_kept_bytes(weight) for weight in weights.values())
+        sizes["keep"] = kept + _angles(decoder) * 4
+    return {name: int(size) for name, size in sizes.items()}
+
+
+def _scheme_bytes(decoder: Decoder, scheme: WeightOnly | Floats, floats: int) -> float:
+    total = float(_angles(decoder) * floats)
+    for role, part in decoder.parts():
+        count, grid = int(np.prod(part.shape)), None
+        is_table = role in ("embedding.weight", "head.weight")
+        if isinstance(scheme, WeightOnly) and len(part.shape) == 2 and role != "positions.weight":
+            grid = scheme.grid_of(TABLE if is_table else role.removesuffix(".weight"))
+        total += count * (grid.bits_per_weight / 8 if grid is not None else floats)
+    return total
+
+
+def _angles(decoder: Decoder) -> int:
+    """Numbers in the tables of cosines and sines, one pair for each kind of rotation."""
+    ropes = {layer.attention.rope for layer in decoder.layers if layer.attention.rope is not None}
+    return sum(decoder.context_length * rope.rotated for rope in ropes)
+
+
+def _kept_bytes(weight: Weight) -> float:
+    """Bytes of a weight with the codes, scales and minima that its source has."""
+    count, format = int(np.prod(weight.shape)), weight.format
+    if format is None:
+        return 4 * count
+    numbers = 2 if format.has_minimum else 1
+    return count * (format.bits + numbers * np.finfo(format.scale_dtype).bits / format.block) / 8
 
 
 def _stored_as(weight: Any) -> str:

@@ -6,64 +6,86 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from calibration.scheme import NAMES, Gptq, Scheme, WeightOnly, scheme_of
+from calibration.scheme import HALF, METHODS, NAMES, Awq, BiasCorrected, Dynamic, Floats, Gptq, Scheme, WeightOnly, scheme_of
 from exporter.errors import Exit, OnnxGptError
 from graph_passes import parse
-from onnx_gpt.bundle import targets as bundle_targets
-from onnx_gpt.parity.gate import DEFAULT_LIMITS, gate_of
+from onnx_gpt.bundle.targets import ModelFile, chosen
+from onnx_gpt.parity.limits import gate_of
 from onnx_gpt.report import Limits
 
 KV_CACHES = ("float", "int8")
+GPTQ_WINDOWS = 48
+"""Windows of 512 tokens that codes are chosen on: several times as many tokens as a layer has inputs. More cost time
+and gain little (docs/experiments.md)."""
+CODED = ("int4", "int8", "q4f16")
+"""Schemes whose codes a method chooses."""
+STATIC = ("w8a8",)
+"""Schemes that always read calibration text."""
+
+
+def _choice(default: Any, *others: Any) -> Any:
+    """A setting that takes one of some values; None is no value, but that none is given."""
+    return dataclasses.field(default=default, metadata={"choices": (default, *others)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One job's settings.
+    """One job's settings, declared once: Python, the command line and recipe files take it from here.
 
     Attributes:
-        quantize: ``none``, ``int8``, ``int4``, ``w8a8``, or ``keep`` (a GGUF's own codes).
-        block_size: columns that share a scale; the scheme's measured default where None.
-        table_bits: width of the embedding and head, 4 or 8; that of the layers where None.
-        targets: runtimes to write for; several go into one folder each.
-        context_length: rows of the rotary tables; the model's own where None.
-        parity: compare with the reference and gate on it.
-        limits: the gate's thresholds; the scheme's defaults where None.
-        text: UTF-8 file to evaluate on; Python's own documentation where None.
-        tokens: predicted tokens to evaluate on, at least.
-        kv_cache: ``float``, or ``int8`` with scales from calibration text.
-        verify: run both sides of every rewrite on the same data.
-        calibration: file or folder of text that activations are measured on; Python's own documentation where None.
-        method: ``rtn`` rounds to nearest, ``gptq`` chooses codes on calibration text; where None, gptq if
-            ``calibration`` is given.
-        mixed: other widths for some roles, ``attention.v=8,ffn.down=8/128``.
-        passes: a pipeline as text; the target's own, after what makes a foreign graph canonical, where None.
+        quantize: none: float32. int8, int4: weights only, symmetric. keep: a GGUF's own codes, as they are.
+            w8a8: weights and activations, by scales from calibration text: the fastest for long prompts.
+            dynamic8: the same by scales of each token, and no text: what browsers run fastest without a GPU.
+            fp16: floats of half the size, but where text shows that they overflow; q4f16: the same with int4. For GPUs.
+        block_size: Columns that share a scale: 16, 32, 64, 128 or 256. Smaller is more accurate, larger is smaller and
+            faster. The scheme's measured one by default.
+        table_bits: Width of the embedding and head, 4 or 8, that of the layers by default. 8 with int4 loses a quarter
+            less.
+        targets: Runtimes, separated by commas: ort, genai, …; several are written to one folder each. web:q8+q4 names
+            some of a target's models.
+        context_length: Largest number of tokens the bundle can hold; the model's own by default.
+        parity: Compare with the reference on text, or leave the report saying "not run".
+        limits: The gate's thresholds; those of the scheme by default.
+        text: UTF-8 file to evaluate on; held-out English of Python's own documentation by default.
+        tokens: Tokens to evaluate on, at least.
+        kv_cache: int8: keys and values take a quarter of the memory, scaled by channel from calibration text.
+        verify: Run what every pass takes away and what it puts there on the same data, and compare.
+        calibration: Text that gptq chooses codes on and scales of activations are taken from: .txt, .jsonl, .parquet,
+            .npy, a folder. Python's documentation by default.
+        calibration_windows: Windows of 512 tokens that are drawn from it; 48 for gptq, 16 for scales by default.
+        passes: Pipeline to run instead of the target's own: names and options, "fold, attention, opset{version=21}".
+        method: How int4 and int8 choose their codes. rtn: round to nearest. gptq: for the least error of each product
+            on calibration text; the default where calibration text is given.
+        mixed: Other widths for some roles, ROLE=BITS, ROLE=BITS/BLOCK or ROLE=float, the first that fits:
+            "attention.v=8,ffn.down=8/128,layers.0-3.ffn.gate=8".
     """
 
-    quantize: str = "none"
+    quantize: str = _choice("none", *NAMES)
     block_size: int | None = None
-    table_bits: int | None = None
+    table_bits: int | None = _choice(None, 4, 8)
     targets: tuple[str, ...] = ("ort",)
     context_length: int | None = None
     parity: bool = True
     limits: Limits | None = None
     text: Path | None = None
     tokens: int = 2048
-    kv_cache: str = "float"
+    kv_cache: str = _choice(*KV_CACHES)
     verify: bool = True
     calibration: Path | None = None
+    calibration_windows: int | None = None
     passes: str | None = None
-    method: str | None = None
+    method: str | None = _choice(None, *METHODS)
     mixed: str = ""
 
     def __post_init__(self) -> None:
-        options = (self.block_size, self.table_bits, self.method, self.mixed or None)
-        if self.quantize != "none" or any(option is not None for option in options):
-            self.scheme()  # raises where they do not fit
-        if self.calibration is not None and not self.calibrates:
+        self._require_scheme()
+        models = self.models()
+        reads = any(self.of(model).calibrates for model in models) if models else self.calibrates
+        if (self.calibration is not None or self.calibration_windows is not None) and not reads:
             raise OnnxGptError(
                 "scheme-invalid",
-                "calibration text is given, and nothing in this job reads it",
-                "use --quantize int4 or int8 with --method gptq, or drop --calibration",
+                "calibration text is asked for, and nothing in this job reads it",
+                "use --quantize int4 or int8 with --method gptq, or drop --calibration and --calibration-windows",
                 exit=Exit.USAGE,
             )
         if self.kv_cache not in KV_CACHES:
@@ -73,12 +95,73 @@ class Recipe:
                 f"use one of {', '.join(KV_CACHES)}",
                 exit=Exit.USAGE,
             )
+        if self.calibration_windows is not None and self.calibration_windows < 1:
+            raise OnnxGptError(
+                "scheme-invalid",
+                f"{self.calibration_windows} windows of calibration text are no text",
+                "give a number above 0",
+                exit=Exit.USAGE,
+            )
         if self.passes is not None:
             parse(self.passes)  # raises where it is none
-        if not self.targets:
-            raise OnnxGptError("target-unknown", "no target is named", "use --target ort", exit=Exit.USAGE)
-        for name in self.targets:
-            bundle_targets.target(name)
+
+    def _require_scheme(self) -> None:
+        """Raise where settings of weights do not fit each other, or no model takes them."""
+        models = self.models()
+        grid = (self.quantize if self.quantize != "none" else None, self.block_size, self.table_bits)
+        if models and all(model.weights is not None for model in models):
+            if any(setting is not None for setting in (*grid, self.mixed or None)):
+                raise OnnxGptError(
+                    "scheme-invalid",
+                    "a quantization is asked for, and every model of these targets has one of its own",
+                    f"name the models that you want: --target {self.targets[0].partition(':')[0]}:{models[0].name}",
+                    exit=Exit.USAGE,
+                )
+        elif any(setting is not None for setting in (*grid, self.method, self.mixed or None)):
+            self.scheme()
+
+    def models(self) -> tuple[ModelFile, ...]:
+        """Every model of the targets."""
+        return tuple(model for name in self.targets for model in chosen(name).models)
+
+    def of(self, model: ModelFile) -> Recipe:
+        """The settings of one model: the job's own weights, or those that the target wants, and no target."""
+        wanted = model.weights
+        if wanted is None:
+            return dataclasses.replace(self, **self._text(self.calibrates), targets=())
+        chooses = wanted.quantize in CODED and self.method != "rtn"
+        reads = chooses or wanted.quantize in (*STATIC, *HALF) or self.kv_cache != "float"
+        return dataclasses.replace(
+            self,
+            quantize=wanted.quantize,
+            block_size=wanted.block_size,
+            table_bits=wanted.table_bits,
+            mixed="",
+            method=self.method if wanted.quantize in CODED else None,
+            **self._text(reads),
+            targets=(),
+        )
+
+    def _text(self, reads: bool) -> dict[str, Any]:
+        """Calibration text of one model, where that reads any."""
+        return {
+            "calibration": self.calibration if reads else None,
+            "calibration_windows": self.calibration_windows if reads else None,
+        }
+
+    def resolved(self) -> Recipe:
+        """The same job with the defaults of its scheme written out, so that later ones do not change it."""
+        scheme = self.scheme() if self.quantize in CODED else None
+        if not isinstance(scheme, WeightOnly):
+            return self
+        windows = self.calibration_windows or (GPTQ_WINDOWS if self.chooses_codes else None)
+        return dataclasses.replace(
+            self,
+            block_size=scheme.layers.block_size,
+            table_bits=scheme.table.bits,
+            method=self.resolved_method,
+            calibration_windows=windows,
+        )
 
     def scheme(self) -> Scheme:
         """The scheme that the settings ask for; there is one unless ``quantize`` is ``none``."""
@@ -92,8 +175,9 @@ class Recipe:
 
     @property
     def resolved_method(self) -> str:
-        """``gptq`` where it is asked for, or where there is text for it and it can use that."""
-        usual = "gptq" if self.calibration is not None and self.quantize in ("int4", "int8") else "rtn"
+        """``gptq`` where it is asked for, or where there is text for it and it can use that; w8a8 always has text."""
+        reads = self.quantize in STATIC or (self.calibration is not None and self.quantize in CODED)
+        usual = "gptq" if reads else "rtn"
         return self.method or usual
 
     @property
@@ -102,28 +186,42 @@ class Recipe:
         return self.quantize != "none" and isinstance(self.scheme(), Gptq)
 
     @property
+    def scales_channels(self) -> bool:
+        """Whether the checkpoint's channels are turned or scaled, by what text says, before its graph is built."""
+        return self.is_static or (self.quantize != "none" and isinstance(self.scheme(), Awq | BiasCorrected))
+
+    @property
     def is_static(self) -> bool:
         """Whether activations have scales that are fixed beforehand."""
-        return self.quantize == "w8a8"
+        return self.quantize in STATIC
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether activations are rounded by scales that the graph finds as it runs."""
+        return self.quantize == "dynamic8"
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the graph computes in float16."""
+        return self.quantize in HALF
 
     @property
     def calibrates(self) -> bool:
         """Whether calibration text is read."""
-        return self.kv_cache != "float" or self.chooses_codes or self.is_static
+        return self.kv_cache != "float" or self.chooses_codes or self.scales_channels or self.is_half
 
     @property
     def gate(self) -> str:
-        """The key of `DEFAULT_LIMITS` that this job is judged by."""
-        return gate_of(self.quantize, self.kv_cache)
+        """The key of `onnx_gpt.parity.limits.BUDGETS` that this job is judged by."""
+        return gate_of(self.quantize, self.kv_cache, self.resolved_method)
 
     def echo(self) -> dict[str, Any]:
         """Plain values, for people and for the report."""
         return {
-            "quantize": self.quantize,
-            **self._grids(),
+            **self._weights(),
             "kv_cache": self.kv_cache,
             **self._calibration(),
-            "target": ",".join(self.targets),
+            **({"target": ",".join(self.targets)} if self.targets else {}),
             "context_length": self.context_length or "the model's own",
             "verify": self.verify,
             **({"passes": self.passes} if self.passes is not None else {}),
@@ -137,11 +235,19 @@ class Recipe:
             "calibration": str(self.calibration or "Python's own documentation: better give text of your own")
         }
 
+    def _weights(self) -> dict[str, Any]:
+        """How weights are kept: of the models that take the job's own settings, and of those that do not."""
+        models = self.models()
+        own = [f"{model.path}={model.weights.quantize}" for model in models if model.weights is not None]
+        common = {"quantize": self.quantize, **self._grids()} if len(own) < len(models) or not models else {}
+        return common | ({"models": ", ".join(own)} if own else {})
+
     def _gate(self) -> dict[str, Any]:
         if not self.parity:
             return {"parity": "not run"}
+        given = self.limits.model_dump(exclude_none=True) if self.limits is not None else {}
         return {
-            "parity": (self.limits or DEFAULT_LIMITS[self.gate]).model_dump(),
+            "parity": given or "the limits of the scheme and the model's size",
             "text": str(self.text) if self.text else "held-out part of Python's own documentation",
             "tokens": self.tokens,
         }
@@ -150,6 +256,8 @@ class Recipe:
         if self.quantize not in NAMES:
             return {}
         scheme = self.scheme()
+        if isinstance(scheme, Floats | Dynamic):
+            return {}
         if not isinstance(scheme, WeightOnly):
             return {"block_size": "the source's own"}
         return {

@@ -16,7 +16,7 @@ SCHEMA = "onnx-gpt/report/1"
 
 
 class _Frozen(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(frozen=True, protected_namespaces=(), populate_by_name=True)
 
 
 class SourceFacts(_Frozen):
@@ -67,50 +67,126 @@ class GraphFacts(_Frozen):
 
 
 class Check(_Frozen):
-    """One comparison of the bundle with itself. ``value`` and ``limit`` are mean KL divergences, nats a token."""
+    """One case: what a single forward pass would not show.
 
-    value: float
-    limit: float
-    passed: bool
+    ``value`` is the largest difference of two ways to the same logits, in ``unit``: multiples of the reference's own
+    noise where the candidate is float, else the mean KL divergence in nats a token. A case without a value held, was
+    broken, or was not run, and ``detail`` says why.
+    """
+
+    verdict: Literal["pass", "fail", "not run"]
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+    unit: Literal["x noise", "x rounding", "nats a token", ""] = ""
 
 
 class Limits(_Frozen):
-    """Thresholds of the gate; None is not gated."""
+    """Thresholds of the gate: what is None is the default for the scheme and the size of the model (docs/parity.md).
 
-    max_kl: float
-    min_top1: float
-    max_perplexity_ratio: float
+    The 99th percentile of the KL may be 10 times its mean's limit, the largest 100 times.
+    """
+
+    max_kl: float | None = None
+    min_top1: float | None = None
+    max_perplexity_ratio: float | None = None
+
+    def or_else(self, default: Limits) -> Limits:
+        """These, with another's where there are none."""
+        given = {key: value for key, value in self.model_dump().items() if value is not None}
+        return default.model_copy(update=given)
+
+    def numbers(self) -> tuple[float, float, float]:
+        """All three, none of them left open."""
+        if self.max_kl is None or self.min_top1 is None or self.max_perplexity_ratio is None:
+            raise ValueError(f"limits are left open: {self}")
+        return self.max_kl, self.min_top1, self.max_perplexity_ratio
+
+
+class Deviation(_Frozen):
+    """Difference of two sets of logits, each row less its mean: root mean square over the vocabulary.
+
+    ``worst`` is that of the worst position, ``rms`` the root mean square over all positions.
+    """
+
+    worst: float
+    rms: float
+
+
+class Noise(_Frozen):
+    """How far the reference is from itself, computed in other ways: the scale of what float arithmetic may do.
+
+    ``ways`` names them with what each gave; ``worst`` and ``rms`` are the largest of each, and no less than half a
+    unit in the last place of the logits.
+    """
+
+    worst: float
+    rms: float
+    positions: int
+    ways: dict[str, Deviation]
 
 
 class Parity(_Frozen):
-    """Agreement of a bundle with its reference.
+    """Agreement of a candidate with its reference. Schema `onnx-gpt/parity/2` (docs/parity.md).
 
-    KL is KL(reference ‖ bundle) in nats for each predicted token. ``top1`` counts a position as agreeing where the
-    bundle's choice is the reference's, or a tie of it within the reference's own noise (``near_ties`` counts those).
+    KL is KL(reference ‖ candidate) in nats for each predicted token. ``top1`` counts a position as agreeing where the
+    candidate's choice is the reference's, or a tie of it within the reference's own noise. ``near_ties`` counts choices
+    that differ where the reference gives both at least nine tenths of the same probability. Errors are standard errors.
     """
 
+    schema_: str = pydantic.Field(default="onnx-gpt/parity/2", alias="schema", serialization_alias="schema")
+    candidate: str = ""
     reference: str
+    scheme: str = ""
+    parameters: int | None = None
     text: str
     tokens: int
     max_abs: float
     mean_kl: float
+    mean_kl_error: float = 0.0
     p99_kl: float
     max_kl: float
     top1: float
     near_ties: int
     perplexity: float
     reference_perplexity: float
+    perplexity_ratio_error: float = 0.0
     greedy_tokens: int
     greedy_agreed: int
     greedy_divergence: Literal["none", "near tie", "different"]
+    noise: Noise | None = None
+    deviation: Deviation | None = None
     checks: dict[str, Check]
     limits: Limits
     verdict: Literal["pass", "fail"]
     failures: tuple[str, ...] = ()
 
+    @property
+    def not_run(self) -> dict[str, str]:
+        """Cases that were not run, and why."""
+        return {name: check.detail for name, check in self.checks.items() if check.verdict == "not run"}
+
+
+class ModelFacts(_Frozen):
+    """One of several models of a bundle: its own settings, how it was made, and what was proven of it."""
+
+    recipe: dict[str, Any]
+    pipeline: str
+    passes: tuple[PassFacts, ...]
+    graph: GraphFacts
+    quantization: dict[str, int] = pydantic.Field(default_factory=dict)
+    calibration: dict[str, Any] = pydantic.Field(default_factory=dict)
+    parity: Parity | Literal["not run"]
+
 
 class Report(_Frozen):
-    """What `optimize` returns and writes to ``report.json``."""
+    """What `optimize` returns and writes to ``report.json``.
+
+    Where a bundle holds several models, ``models`` has the facts of each by its path, and ``pipeline`` to ``parity`` up
+    here are those of the first. ``certificates`` has the SHA-256 of ``certificate.json`` by target; report.json itself,
+    which is certified, is without. ``search`` is what a budget came to: the formats' frontier, and the
+    point of it that was chosen (`onnx_gpt.allocating.Found`).
+    """
 
     schema_: str = pydantic.Field(default=SCHEMA, alias="schema", serialization_alias="schema")
     version: str
@@ -124,9 +200,13 @@ class Report(_Frozen):
     calibration: dict[str, Any] = pydantic.Field(default_factory=dict)
     files: dict[str, int]
     parity: Parity | Literal["not run"]
+    models: dict[str, ModelFacts] = pydantic.Field(default_factory=dict)
+    certificates: dict[str, str] = pydantic.Field(default_factory=dict)
+    search: dict[str, Any] = pydantic.Field(default_factory=dict)
 
     def json_text(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+        empty = {name for name in ("models", "certificates", "search") if not getattr(self, name)}
+        return self.model_dump_json(by_alias=True, indent=2, exclude=empty) + "\n"
 
 
 class Stages:

@@ -1,69 +1,169 @@
-"""A bundle against the model it was made from, at any later time."""
+"""Parity of any two models: sources, bundles and graphs, whoever made them."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
-from exporter import sources
-from exporter.errors import rejected
-from onnx_gpt.bundle.writing import MODEL, REPORT
-from onnx_gpt.exporting import export
-from onnx_gpt.parity.gate import DEFAULT_LIMITS
-from onnx_gpt.parity.prove import prove
+import numpy as np
+
+from exporter.checkpoint import GraphSource
+from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.parity.cases import cases
+from onnx_gpt.parity.gate import Facts, compare
+from onnx_gpt.parity.limits import BUDGETS, limits_of
+from onnx_gpt.parity.noise import measure
+from onnx_gpt.parity.prove import UNSTATED_WINDOW, WINDOW, stated
+from onnx_gpt.parity.sides import Side, as_candidate, as_reference, open_side, require_same_vocabulary
+from onnx_gpt.parity.structure import structure_checks
+from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens
+from onnx_gpt.parity.tokenizers import tokenizer_check
 from onnx_gpt.progress import Progress, Silent
-from onnx_gpt.recipe import KV_CACHES, Recipe
 from onnx_gpt.report import Limits, Parity
+
+CASE_BYTES = 1 << 30
+"""Bytes that a case's cache may take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two sides and what will be asked of them, before anything is run.
+
+    Attributes:
+        scheme: a key of `BUDGETS`: the lossier of the two sides'.
+        limits: none of them left open.
+    """
+
+    candidate: Side
+    reference: Side
+    scheme: str
+    facts: Facts
+    limits: Limits
+
+    def echo(self) -> dict[str, object]:
+        """Plain values, for people."""
+        return {
+            "candidate": f"{self.candidate.uri} ({self.candidate.scheme})",
+            "reference": f"{self.reference.uri} ({self.reference.scheme})",
+            "parameters": self.facts.parameters or "unknown",
+            "context": self.facts.context or "nobody has said it",
+            "limits": stated(self.scheme, self.limits),
+        }
+
+
+def plan_comparison(model: str | Path, against: str | Path, limits: Limits | None = None) -> Comparison:
+    """Open both sides and settle the limits.
+
+    Raises:
+        OnnxGptError: where either cannot be opened.
+    """
+    candidate, reference = open_side(str(model)), open_side(str(against))
+    scheme = max(candidate.scheme, reference.scheme, key=list(BUDGETS).index)
+    one, other = candidate.facts, reference.facts
+    contexts = [facts.context for facts in (one, other) if facts.context is not None]
+    facts = Facts(other.parameters or one.parameters, min(contexts, default=None), other.window or one.window)
+    filled = (limits or Limits()).or_else(limits_of(scheme, facts.parameters))
+    return Comparison(candidate, reference, scheme, facts, filled)
 
 
 def validate(
-    bundle: str | Path,
-    against: str,
+    model: str | Path,
+    against: str | Path,
     *,
     limits: Limits | None = None,
     text: Path | None = None,
     tokens: int = 2048,
+    skip: Sequence[str] = (),
+    threads: int = 0,
     progress: Progress | None = None,
 ) -> Parity:
-    """Measure a bundle's parity with a source; the verdict is in the result.
+    """Measure a model's parity with another; the verdict is in the result.
 
     Args:
-        bundle: a folder that holds ``model.onnx``.
-        against: a source.
-        limits: thresholds; those of the scheme that the bundle's report names by default.
+        model: the candidate: a source, a bundle's folder, or anyone's ``.onnx``.
+        against: the reference, likewise. A quantized one is run as it is, any other as exactly as it can be.
+        limits: thresholds; those of the lossier side's scheme and of the model's size by default.
+        text: UTF-8 file to evaluate on; the held-out part of Python's own documentation by default.
+        tokens: predicted tokens to evaluate on, at least.
+        skip: cases that are not to be run (docs/parity.md); the result says so.
+        threads: of onnxruntime; its own choice by default.
 
     Raises:
-        OnnxGptError: where either cannot be opened. A failed verdict is a result, not an error.
+        OnnxGptError: where either cannot be opened or run. A failed verdict is a result, not an error.
     """
-    model = Path(bundle) / MODEL
-    if not model.is_file():
-        raise rejected("bundle-incomplete", f"{bundle} holds no {MODEL}", "give a folder that optimize made")
-    scheme, kv_cache = scheme_of_bundle(Path(bundle))
-    recipe = Recipe(quantize=scheme, kv_cache=kv_cache, limits=limits, text=text, tokens=tokens)
-    opened = sources.load(against)
-    return prove(opened, export(opened), model, recipe, progress or Silent())
+    plan = plan_comparison(model, against, limits)
+    return run_comparison(plan, text=text, tokens=tokens, skip=skip, threads=threads, progress=progress)
 
 
-def scheme_of_bundle(bundle: Path) -> tuple[str, str]:
-    """The scheme of weights and the type of cache that a bundle's report names; ``none``, ``float`` without one.
-
-    Raises:
-        OnnxGptError: ``bundle-invalid`` for a report that is none, or names no scheme of ours.
-    """
-    path = bundle / REPORT
-    if not path.is_file():
-        return "none", "float"
-    try:
-        recipe = json.loads(path.read_text("utf-8"))["recipe"]
-        scheme, kv_cache = str(recipe["quantize"]), str(recipe.get("kv_cache", "float"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise rejected(
-            "bundle-invalid", f"{path} is not a report: {error}", "build the bundle again"
-        ) from error
-    if scheme not in DEFAULT_LIMITS or kv_cache not in KV_CACHES:
-        raise rejected(
-            "bundle-invalid",
-            f"{path} names a scheme {scheme!r} with a cache {kv_cache!r}",
-            "build the bundle again",
+def run_comparison(
+    plan: Comparison,
+    *,
+    text: Path | None = None,
+    tokens: int = 2048,
+    skip: Sequence[str] = (),
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Parity:
+    """`validate` with both sides open."""
+    _require_cases(skip)
+    progress = progress or Silent()
+    progress.stage("loading")
+    with (
+        as_reference(plan.reference, threads, progress) as reference,
+        as_candidate(plan.candidate, threads, progress) as candidate,
+    ):
+        one = np.zeros((1, 1), np.int64)
+        sizes = [int(model.logits(one).shape[-1]) for model in (candidate, reference)]
+        require_same_vocabulary(sizes[0], sizes[1], (plan.candidate.uri, plan.reference.uri))
+        windows = _windows(plan, sizes[1], text, tokens)
+        extra = {"tokenizer": tokenizer_check(plan.candidate.tokenizer, plan.reference.tokenizer, text)}
+        if plan.scheme not in ("none", "fp16") and isinstance(plan.candidate.opened, GraphSource):
+            progress.stage("structure")
+            extra |= structure_checks(
+                plan.candidate.opened.path,
+                plan.reference.opened,
+                reference,
+                plan.facts,
+                windows.windows,
+                functools.partial(measure, reference, windows.windows),
+                CASE_BYTES,
+                skip,
+                progress,
+            )
+        progress.stage("parity")
+        return compare(
+            candidate,
+            reference,
+            windows,
+            scheme=plan.scheme,
+            limits=plan.limits,
+            facts=plan.facts,
+            memory=CASE_BYTES,
+            extra=extra,
+            skip=skip,
+            progress=progress.advance,
         )
-    return scheme, kv_cache
+
+
+def _require_cases(names: Sequence[str]) -> None:
+    """Raise ``case-unknown`` (exit 2) for a case that there is not."""
+    unknown = [name for name in names if name not in cases()]
+    if unknown:
+        raise OnnxGptError(
+            "case-unknown",
+            f"there is no case {', '.join(unknown)}",
+            f"use some of {', '.join(cases())}",
+            exit=Exit.USAGE,
+        )
+
+
+def _windows(plan: Comparison, vocab_size: int, text: Path | None, tokens: int) -> EvaluationTokens:
+    return evaluation_tokens(
+        plan.reference.tokenizer or plan.candidate.tokenizer,
+        vocab_size,
+        tokens=tokens,
+        window=min(WINDOW, plan.facts.context or UNSTATED_WINDOW),
+        path=text,
+    )

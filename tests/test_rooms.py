@@ -44,7 +44,7 @@ def test_imports_only_rooms_above_and_heavy_libraries_at_home(path: Path) -> Non
 
 
 def test_commands_that_need_no_reference_never_import_torch(tmp_path: Path) -> None:
-    """inspect, and a weight-only optimize without parity, in a process where importing torch is an error."""
+    """inspect, a weight-only optimize without parity, and verify, in a process where importing torch is an error."""
     script = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['transformers'] = None\n"
@@ -54,6 +54,7 @@ def test_commands_that_need_no_reference_never_import_torch(tmp_path: Path) -> N
     for arguments in (
         ["inspect", "sample:tiny"],
         ["optimize", "sample:tiny", "-o", str(tmp_path / "b"), "--quantize", "int4", "--no-parity"],
+        ["verify", str(tmp_path / "b")],
     ):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,8 +1,9 @@
-"""Chooses the codes of a model layer by layer, each on what the quantized layers before it give.
+"""Chooses the codes of a model product by product, each on what the quantized ones before it give.
 
-For each layer: run it in float on what has come so far and collect the second moment of every product's inputs;
-choose codes (`calibration.quantization.gptq`); run the layer again with the runtime's own kernels on those codes. So a
-layer's codes answer for the errors of the layers before, int8 activations included. Memory holds one layer.
+For each piece of the graph, which begins with products of known inputs: take the second moment of those inputs,
+choose codes (`calibration.quantization.gptq`), and run the piece with the runtime's own kernels on those codes. So
+codes answer for the errors of everything before them, int8 activations included, and each product runs once. Memory
+holds one piece.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from calibration.quantization.tensors import CHUNK, Coder, Filed
 from calibration.quantization.weight_only import pieces, quantize_weights
 from calibration.scheme import Gptq, Grid
 from calibration.segments import Segment, cut
-from calibration.statistics.hessian import Hessian
-from exporter.weights import BlockFormat, Weight
+from calibration.statistics.hessian import Hessian, product
+from calibration.threads import in_order, single_threaded_blas
+from exporter.weights import BlockFormat, Coded, Weight
 
 Advance = Callable[[int, int, str], None]
 """Told how many layers of how many are done, and what is being done."""
@@ -30,7 +32,7 @@ Advance = Callable[[int, int, str], None]
 
 def calibrate(
     model: ir.Model, scheme: Gptq, tokens: np.ndarray, folder: Path, advance: Advance
-) -> dict[str, list[Coder]]:
+) -> dict[str, list[Coder | None]]:
     """The codes of every product inside a layer.
 
     Args:
@@ -42,58 +44,67 @@ def calibrate(
         Coders for `quantize_weights`, by the name of the matrix.
     """
     stream = Stream(tokens, folder)
-    segments = cut(model)
-    coders: dict[str, list[Coder]] = {}
-    for i, segment in enumerate(segments[:-1]):
-        advance(i, len(segments) - 1, segment.name)
-        chosen = _choose(segment, scheme, stream, folder)
-        quantize_weights(segment.model, scheme, chosen)
-        _forward(segment, stream, folder)
-        coders |= chosen
+    segments = cut(model, at="products")
+    coders: dict[str, list[Coder | None]] = {}
+    with single_threaded_blas():
+        for i, segment in enumerate(segments[:-1]):
+            advance(i, len(segments) - 1, segment.name)
+            chosen = _choose(segment, scheme, stream, folder)
+            quantize_weights(segment.model, scheme, chosen)
+            forward(segment, stream, folder)
+            coders |= chosen
     return coders
 
 
-def _choose(segment: Segment, scheme: Gptq, stream: Stream, folder: Path) -> dict[str, list[Coder]]:
+def _choose(segment: Segment, scheme: Gptq, stream: Stream, folder: Path) -> dict[str, list[Coder | None]]:
     sites = {str(site.table.name): site for site in segment.sites() if site.kind == "multiply"}
     if not sites:
         return {}
-    inputs = collect(segment, stream, folder)
-    chosen: dict[str, list[Coder]] = {}
+    inputs = moments(segment, stream)
+    chosen: dict[str, list[Coder | None]] = {}
     prepared: dict[str, gptq.Objective] = {}
     for n, (name, site) in enumerate(sites.items()):
         source = str(site.input.name)
         if source not in prepared:
             prepared = {source: gptq.objective(inputs[source].finish(), scheme.damping, site.role)}
         chosen[name] = [
-            _quantized(weight, grid, prepared[source], site, folder / f"{segment.name}.{n}.{i}")
+            None
+            if grid is None
+            else quantized(weight, grid, prepared[source], site, folder / f"{segment.name}.{n}.{i}")
             for i, (weight, grid) in enumerate(pieces(site, scheme))
         ]
     return chosen
 
 
-def collect(segment: Segment, stream: Stream, folder: Path) -> dict[str, Hessian]:
-    """The second moments of the inputs of a segment's products, by the inputs' names."""
-    wanted = dict.fromkeys(collecting.taps(segment).values())
-    piece = collecting.load(
-        segment, [name for name in wanted if name not in segment.incoming], folder / "piece"
-    )
+def moments(segment: Segment, stream: Stream) -> dict[str, Hessian]:
+    """The second moments of the inputs of a piece's products, by the inputs' names."""
+    names = list(dict.fromkeys(collecting.taps(segment).values()))
+
+    def products(batch: int) -> dict[str, tuple[np.ndarray, int]]:
+        return {name: product(value) for name, value in stream.feeds(batch, names).items()}
+
     found: dict[str, Hessian] = {}
-    for _, values in collecting.run(piece, segment, stream):
-        for name in wanted:
-            known = found.get(name) or Hessian.empty(values[name].shape[-1])
-            found[name] = known.add(values[name])
+    for batch in in_order(products, range(len(stream.batches))):
+        for name, (moment, count) in batch.items():
+            known = found.get(name) or Hessian.empty(len(moment))
+            found[name] = known.add_product(moment, count)
     return found
 
 
-def _quantized(weight: Weight, grid: Grid, inputs: gptq.Objective, site: Site, stem: Path) -> Filed:
+def quantized(weight: Weight, grid: Grid, inputs: gptq.Objective, site: Site, stem: Path) -> Filed:
+    """Choose a weight's codes, a piece of rows at a time, into files."""
     rows, columns = weight.shape
     coder = Filed(BlockFormat(grid.bits, grid.block_size, False, "float16"), (rows, columns), stem)
-    for start, stop in weight.pieces(CHUNK):
-        coder.append(gptq.quantize(weight.rows(start, stop), inputs, grid, str(site.table.name), start))
+
+    def coded(rows: tuple[int, int]) -> Coded:
+        return gptq.quantize(weight.rows(*rows), inputs, grid, str(site.table.name), rows[0])
+
+    for some in in_order(coded, weight.pieces(CHUNK)):
+        coder.append(some)
     return coder
 
 
-def _forward(segment: Segment, stream: Stream, folder: Path) -> None:
+def forward(segment: Segment, stream: Stream, folder: Path) -> None:
     """Run a segment as it is now, and leave what later ones need."""
     piece = collecting.load(segment, segment.outgoing, folder / "piece")
     for batch, values in collecting.run(piece, segment, stream):

@@ -79,8 +79,7 @@ def objective(hessian: np.ndarray, damping: float = 0.01, name: str = "a layer's
     while damping <= MOST_DAMPING:
         damped = hessian + damping * mean * np.eye(len(hessian))
         try:
-            inverse = np.linalg.inv(damped[np.ix_(order, order)])
-            factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
+            factor = _factor(damped[np.ix_(order, order)])
         except np.linalg.LinAlgError:
             damping *= 10
             continue
@@ -90,6 +89,25 @@ def objective(hessian: np.ndarray, damping: float = 0.01, name: str = "a layer's
     importance = (np.diag(damped) / np.diag(damped).mean()).astype(np.float32)
     upper = np.ascontiguousarray(factor, np.float32)
     return Objective(np.ascontiguousarray(damped, np.float32), importance, order, upper, damping)
+
+
+def _factor(hessian: np.ndarray) -> np.ndarray:
+    """Upper U with ``H⁻¹ = Uᵀ·U``: with the order of rows and columns reversed, ``H = V·Vᵀ`` for an upper V = U⁻¹."""
+    upper = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+    return _inverse_upper(np.ascontiguousarray(upper))
+
+
+def _inverse_upper(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of an upper triangular matrix, by halves: almost all of it is products."""
+    K = len(matrix)
+    if K <= OUTER:
+        return np.triu(np.linalg.inv(matrix))
+    half = K // 2
+    inverse = np.zeros_like(matrix)
+    a, c = _inverse_upper(matrix[:half, :half]), _inverse_upper(matrix[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = a, c
+    inverse[:half, half:] = -(a @ matrix[:half, half:] @ c)
+    return inverse
 
 
 def quantize(

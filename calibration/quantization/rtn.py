@@ -99,6 +99,14 @@ def encode(rows: np.ndarray, scale: np.ndarray, grid: Grid) -> np.ndarray:
     return codes
 
 
+def nearest(rows: np.ndarray, grid: Grid) -> np.ndarray:
+    """What the codes of `quantize` are worth, float32 ``[R, K]``."""
+    coded = quantize(rows, grid)
+    steps = np.repeat(coded.scale.astype(np.float32), grid.block_size, axis=1)[:, : rows.shape[1]]
+    worth: np.ndarray = (coded.codes.astype(np.float32) + np.float32(grid.low)) * steps
+    return worth
+
+
 def _pieces(rows: np.ndarray) -> list[tuple[int, int]]:
     step = max(1, CACHED // rows.shape[1])
     return [(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]

@@ -27,7 +27,7 @@ from calibration.quantization.keep import hides_codes, runs, takes
 from calibration.quantization.lowering import Lowering
 from calibration.quantization.sites import Site, site_of, unknown_product
 from calibration.quantization.tensors import Coder, Keeping, QuantizedWeight, Rounding
-from calibration.scheme import Grid, Keep, Scheme, WeightOnly
+from calibration.scheme import TABLE, Grid, Keep, WeightOnly, WeightScheme
 from exporter.errors import OnnxGptError, rejected, unsupported
 from exporter.weights import Stack, Weight, WeightTensor
 
@@ -54,11 +54,13 @@ class Treatment:
     reason: str = ""
 
 
-Coders: TypeAlias = Mapping[str, Sequence[Coder]]
-"""Codes that were chosen beforehand, by the name of the matrix: one coder for each of `pieces`."""
+Coders: TypeAlias = Mapping[str, Sequence[Coder | None]]
+"""Codes that were chosen beforehand, by the name of the matrix: one for each of `pieces`, None where it is float."""
 
 
-def quantize_weights(model: ir.Model, scheme: Scheme, coders: Coders | None = None) -> tuple[Treatment, ...]:
+def quantize_weights(
+    model: ir.Model, scheme: WeightScheme, coders: Coders | None = None
+) -> tuple[Treatment, ...]:
     """Replace every matrix of a float32 graph by codes, in place. No weight is read: that happens in writing.
 
     After an error the graph is as it was.
@@ -97,9 +99,9 @@ Plan = list[tuple[Weight, Coder | None, str]]
 """Rows of a matrix from top to bottom: each piece with its coder, or why it stays float."""
 
 
-def pieces(site: Site, scheme: WeightOnly) -> list[tuple[Weight, Grid]]:
-    """Rows of a layer's matrix from top to bottom, as the longest pieces that share a grid."""
-    found: list[tuple[list[Weight], Grid]] = []
+def pieces(site: Site, scheme: WeightOnly) -> list[tuple[Weight, Grid | None]]:
+    """Rows of a layer's matrix from top to bottom, as the longest pieces that share a grid; None is float."""
+    found: list[tuple[list[Weight], Grid | None]] = []
     for role, part in site.parts():
         grid = scheme.grid_of(role)
         if found and found[-1][1] == grid:
@@ -111,7 +113,7 @@ def pieces(site: Site, scheme: WeightOnly) -> list[tuple[Weight, Grid]]:
     return [(parts[0] if len(parts) == 1 else Stack(tuple(parts)), grid) for parts, grid in found]
 
 
-def _plan(site: Site, scheme: Scheme, table: bool, coders: Coders) -> Plan:
+def _plan(site: Site, scheme: WeightScheme, table: bool, coders: Coders) -> Plan:
     if isinstance(scheme, Keep):
         plan = [_kept(site, piece) for piece in runs(site.weight)]
         if site.kind == "lookup" and len(plan) > 1:
@@ -120,9 +122,16 @@ def _plan(site: Site, scheme: Scheme, table: bool, coders: Coders) -> Plan:
     if site.role == "positions":
         return [(site.weight, None, "a table of positions is small, and its error would reach every channel")]
     name = str(site.table.name)
-    found = [(site.weight, scheme.table)] if table else pieces(site, scheme)
-    chosen = coders.get(name) or [Rounding(weight, grid, name) for weight, grid in found]
-    return [(weight, coder, "") for (weight, _), coder in zip(found, chosen, strict=True)]
+    found = [(site.weight, scheme.grid_of(TABLE))] if table else pieces(site, scheme)
+    chosen = coders.get(name) or [_rounding(weight, grid, name) for weight, grid in found]
+    return [
+        (weight, coder, "" if coder else "left float by the scheme")
+        for (weight, _), coder in zip(found, chosen, strict=True)
+    ]
+
+
+def _rounding(weight: Weight, grid: Grid | None, name: str) -> Coder | None:
+    return None if grid is None else Rounding(weight, grid, name)
 
 
 def _kept(site: Site, piece: Weight) -> tuple[Weight, Coder | None, str]:

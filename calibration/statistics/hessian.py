@@ -32,9 +32,12 @@ class Hessian:
 
     def add(self, batch: np.ndarray) -> Hessian:
         """Values ``[..., K]``."""
-        rows = np.ascontiguousarray(batch.reshape(-1, batch.shape[-1]), np.float32)
-        self.total += rows.T @ rows  # one array and its transpose: BLAS computes one half
-        self.count += len(rows)
+        return self.add_product(*product(batch))
+
+    def add_product(self, product: np.ndarray, count: int) -> Hessian:
+        """What `product` gave for a batch, in another thread say."""
+        self.total += product
+        self.count += count
         return self
 
     def merge(self, other: Hessian) -> Hessian:
@@ -43,3 +46,9 @@ class Hessian:
     def finish(self) -> np.ndarray:
         """``Σ x·xᵀ / T``, float64 ``[K, K]``."""
         return self.total / max(self.count, 1)
+
+
+def product(batch: np.ndarray) -> tuple[np.ndarray, int]:
+    """``Σ x·xᵀ`` of a batch ``[..., K]`` in float32, and its number of rows."""
+    rows = np.ascontiguousarray(batch.reshape(-1, batch.shape[-1]), np.float32)
+    return rows.T @ rows, len(rows)  # one array and its transpose: BLAS computes one half

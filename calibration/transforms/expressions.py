@@ -62,6 +62,23 @@ class TimesDiagonal(Weight):
         return rows
 
 
+class TimesRows(Weight):
+    """``diag(v) · W``: row i times ``v[i]``; W may be a vector."""
+
+    def __init__(self, base: Weight, vector: Weight) -> None:
+        self.base, self.vector = base, vector
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        rows = self.base.rows(start, stop)
+        factors = self.vector.rows(start, stop).reshape(-1, *[1] * (rows.ndim - 1))
+        scaled: np.ndarray = rows * factors
+        return scaled
+
+
 class TimesVector(Weight):
     """``W · v (+ b)``, a vector."""
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping
 from typing import Protocol, cast
 
+from exporter import variants
 from exporter.checkpoint import Checkpoint
 from exporter.config import FamilyConfig
 from exporter.decoder import Decoder
@@ -53,7 +54,8 @@ def family_of(checkpoint: Checkpoint) -> Family:
 
 
 def describe(checkpoint: Checkpoint) -> Decoder:
-    """Read the configuration and describe the model it speaks of."""
+    """Read the configuration and describe the model it speaks of, a variant with its own sizes."""
     family = family_of(checkpoint)
     name = family.__name__.rpartition(".")[2]
-    return family.describe(family.Config.parse(checkpoint.config, name))
+    ordinary = family.describe(family.Config.parse(variants.ordinary_config(checkpoint.config), name))
+    return variants.resized(ordinary, checkpoint.config)

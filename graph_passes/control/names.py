@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 
 import onnx_ir as ir
 
@@ -171,10 +171,15 @@ def _replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 def _rename(
     graph: ir.Graph, input_ids: ir.Value, attention_mask: ir.Value, logits: ir.Value, caches: Sequence[Cache]
 ) -> None:
-    """Names of the contract; another value that has one gives it up."""
+    """Names of the contract."""
     wanted = {input_ids: "input_ids", attention_mask: "attention_mask", logits: "logits"}
     for cache in caches:
         wanted[cache.past], wanted[cache.present] = cache.names
+    rename(graph, wanted)
+
+
+def rename(graph: ir.Graph, wanted: Mapping[ir.Value, str]) -> None:
+    """Give values the names that are wanted; another value that has one gives it up."""
     names = set(wanted.values())
     for value in [*graph.inputs, *(v for node in graph for v in node.outputs), *graph.initializers.values()]:
         if value.name in names and wanted.get(value) != value.name:

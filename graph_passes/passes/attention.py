@@ -6,6 +6,9 @@ and each row goes on at its own length, as if it were alone. That is the canonic
 token that is not padding (with a window, the canonical graph counts padding between prompt and answer as
 steps of distance, this one does not). A batch padded on the left makes the graph fail
 (`graph_passes.lowering.lengths`); it is never silently wrong.
+
+``attention{padding=any}`` is right for padding on either side, as the canonical graph is, for a bias on the scores and
+positions that are fed to every attention (`graph_passes.lowering.padding`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import onnx_ir as ir
 
 from graph_passes.lowering.causal import mask_structure, positions_of
 from graph_passes.lowering.lengths import Lengths, lengths
+from graph_passes.lowering.padding import Padded, padded
 from graph_passes.matching import MICROSOFT, attribute, is_private, make, producer, replace, role_of
 from graph_passes.outcome import NearMiss, Outcome
 
@@ -36,8 +40,8 @@ class Match:
     rotations: tuple[ir.Node, ...]
 
 
-def apply(model: ir.Model) -> Outcome:
-    known: dict[ir.Value, Lengths] = {}
+def apply(model: ir.Model, padding: str = "right") -> Outcome:
+    known: dict[ir.Value, Lengths | Padded] = {}
     misses = []
     fired = 0
     for node in [n for n in model.graph if n.op_type == "Attention" and n.domain == ""]:
@@ -46,7 +50,11 @@ def apply(model: ir.Model) -> Outcome:
             misses.append(NearMiss.of(node, found))
             continue
         if found.attention_mask not in known:
-            known[found.attention_mask] = lengths(model.graph, found.attention_mask)
+            known[found.attention_mask] = (
+                lengths(model.graph, found.attention_mask)
+                if padding == "right"
+                else padded(node, found.query, found.attention_mask)
+            )
         rewrite(found, known[found.attention_mask])
         fired += 1
     return Outcome.of(fired, misses)
@@ -106,7 +114,7 @@ def _rotates_inside(rotation: ir.Node) -> bool:
     return table is not None and table.shape is not None and table.shape[-1] in range(8, 4096, 8)
 
 
-def rewrite(found: Match, known: Lengths) -> None:
+def rewrite(found: Match, known: Lengths | Padded) -> None:
     node = found.node
     attributes = {
         "num_heads": attribute(node, "q_num_heads", 0),
@@ -119,12 +127,16 @@ def rewrite(found: Match, known: Lengths) -> None:
     if found.window is not None:
         attributes["local_window_size"] = found.window
     tables: tuple[ir.Value | None, ...] = ()
+    rows = known.lengths if isinstance(known, Padded) else known
     if found.rotations:
         tables = tuple(found.rotations[0].inputs[1:3])
         attributes["rotary_interleaved"] = attribute(found.rotations[0], "interleaved", 0)
+    if isinstance(known, Padded):
+        positions = found.rotations[0].inputs[3] if found.rotations else None
+        tables = (*(tables or (None, None)), positions, known.bias)
     fused = make(
         "GroupQueryAttention",
-        [found.query, found.key, found.value, *found.past, known.tokens, known.total, *tables],
+        [found.query, found.key, found.value, *found.past, rows.tokens, rows.total, *tables],
         str(node.name),
         domain=MICROSOFT,
         outputs=3,

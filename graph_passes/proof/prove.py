@@ -86,10 +86,10 @@ def check(witness: Witness, *, exact: bool) -> Verdict:
     worst = 0.0
     for scenario in scenarios(witness):
         try:
-            verdict = _compare(witness, sample(witness, scenario, exact=exact), exact=exact)
+            verdict = compare(witness, sample(witness, scenario, exact=exact), exact=exact)
             if verdict.wrong:
                 own = sample(witness, scenario, exact=exact, read=True)
-                verdict = _compare(witness, own, exact=exact)
+                verdict = compare(witness, own, exact=exact)
         except CannotEvaluate as error:
             return Verdict(unproven=_first_line(error))
         if verdict.wrong or verdict.unproven:
@@ -98,7 +98,12 @@ def check(witness: Witness, *, exact: bool) -> Verdict:
     return Verdict(worst)
 
 
-def _compare(witness: Witness, given: Sample, *, exact: bool) -> Verdict:
+def compare(witness: Witness, given: Sample, *, exact: bool) -> Verdict:
+    """Run both sides of a witness on one sample.
+
+    Raises:
+        CannotEvaluate: the old side does not run, or the new one for want of an implementation.
+    """
     before = evaluate(witness.before, given.feeds_of(witness.before))
     try:
         after = evaluate(witness.after, given.feeds_of(witness.after))

@@ -1,19 +1,29 @@
-"""Writes a model and lays out the folders of its targets. Tensors are computed here, a piece at a time."""
+"""Writes models, and puts written ones where targets want them.
+
+Tensors are computed in writing, a piece at a time, into ``model.onnx`` and ``model.onnx.data`` of a working folder.
+Putting a model into a bundle moves or copies these bytes: under other names, and cut into several files of weights
+where a runtime wants them small.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
+from exporter.errors import unsupported
+from onnx_gpt.bundle.targets import ModelFile
 from onnx_gpt.progress import Progress
-from onnx_gpt.report import Report
 
 MODEL, DATA, REPORT = "model.onnx", "model.onnx.data", "report.json"
 WRITERS = 2
 """Threads that compute and write tensors."""
+PIECE = 4 << 20
+"""Bytes that are copied at once."""
+ALIGNMENT = 4096
 
 
 def nbytes(model: ir.Model) -> int:
@@ -30,27 +40,95 @@ def save(model: ir.Model, folder: Path, progress: Progress) -> None:
         external_data=DATA,
         max_workers=WRITERS,
         max_in_flight_bytes=64 << 20,
-        alignment=4096,
-        align_threshold=4096,
+        alignment=ALIGNMENT,
+        align_threshold=ALIGNMENT,
         callback=lambda tensor, info: progress.advance(info.index + 1, info.total, tensor.name or ""),
     )
 
 
-def lay_out(stage: Path, extra: Mapping[str, Mapping[str, bytes]], report: Report) -> None:
-    """One target fills the bundle itself, several fill a folder each."""
-    if len(extra) == 1:
-        folders = dict.fromkeys(extra, stage)
+def place(written: Path, wanted: ModelFile, bundle: Path, *, move: bool) -> int:
+    """Put a model that `save` wrote into a bundle; how many files its weights take there.
+
+    Args:
+        written: folder that `save` wrote to. With ``move`` it is left without its files where that saves a copy.
+
+    Raises:
+        OnnxGptError: ``tensor-too-large`` (exit 3) for a tensor that no file of weights may hold.
+    """
+    path = bundle / wanted.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = written / DATA
+    chunks = list(_chunks(written / MODEL, wanted))
+    as_written = wanted.data_name(0) == DATA and len(chunks) <= 1
+    if as_written:
+        _transfer(written / MODEL, path, move)
     else:
-        folders = {name: stage / name for name in extra}
-        for folder in folders.values():
-            folder.mkdir()
-            for name in (MODEL, DATA):
-                if (stage / name).exists():
-                    shutil.copyfile(stage / name, folder / name)
-        for name in (MODEL, DATA):
-            (stage / name).unlink(missing_ok=True)
-    for name, folder in folders.items():
-        for file, content in extra[name].items():
-            (folder / file).write_bytes(content)
-        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        (folder / REPORT).write_text(report.model_copy(update={"files": files}).json_text(), "utf-8")
+        _rename_data(written / MODEL, path, wanted, chunks)
+    if len(chunks) == 1:
+        _transfer(source, path.parent / wanted.data_name(0), move)
+        return 1
+    for i, (start, stop) in enumerate(chunks):
+        _copy_range(source, path.parent / wanted.data_name(i), start, stop)
+    return len(chunks)
+
+
+def _external(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, int, int]]:
+    """Tensors that lie outside, with where they begin and end, in order."""
+    found = []
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            start = int(entries.get("offset", "0"))
+            found.append((tensor, start, start + int(entries["length"])))
+    return sorted(found, key=lambda entry: entry[1])
+
+
+def _chunks(model: Path, wanted: ModelFile) -> Iterator[tuple[int, int]]:
+    """Ranges of the file of weights that each become a file, cut between tensors."""
+    begin, end = 0, None
+    for tensor, start, stop in _external(onnx.load(str(model), load_external_data=False)):
+        if wanted.data_limit is not None:
+            if stop - start > wanted.data_limit:
+                raise unsupported(
+                    "tensor-too-large",
+                    f"{tensor.name} takes {stop - start} bytes, and a file of weights of {wanted.runtime.name} "
+                    f"holds {wanted.data_limit}",
+                    "quantize the model, or choose another target",
+                )
+            if stop - begin > wanted.data_limit and end is not None:
+                yield begin, end
+                begin = start // ALIGNMENT * ALIGNMENT  # tensors stay aligned
+        end = stop
+    if end is not None:
+        yield begin, end
+
+
+def _rename_data(model: Path, path: Path, wanted: ModelFile, chunks: list[tuple[int, int]]) -> None:
+    """The graph again, with its weights where `place` puts them."""
+    proto = onnx.load(str(model), load_external_data=False)
+    for tensor, start, stop in _external(proto):
+        i = next(i for i, (first, last) in enumerate(chunks) if first <= start and stop <= last)
+        del tensor.external_data[:]
+        for key, value in (
+            ("location", wanted.data_name(i)),
+            ("offset", str(start - chunks[i][0])),
+            ("length", str(stop - start)),
+        ):
+            tensor.external_data.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _transfer(source: Path, to: Path, move: bool) -> None:
+    if move:
+        source.rename(to)
+    else:
+        shutil.copyfile(source, to)
+
+
+def _copy_range(source: Path, to: Path, start: int, stop: int) -> None:
+    with source.open("rb") as reading, to.open("wb") as writing:
+        reading.seek(start)
+        while start < stop:
+            piece = reading.read(min(PIECE, stop - start))
+            writing.write(piece)
+            start += len(piece)

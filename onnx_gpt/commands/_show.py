@@ -14,7 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from onnx_gpt.report import Parity, Report
+from onnx_gpt.parity.limits import MAX_FACTOR, P99_FACTOR
+from onnx_gpt.parity.noise import FACTOR, WORST_FACTOR
+from onnx_gpt.report import Check, Parity, Report
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -85,27 +87,42 @@ def show_report(report: Report, out: object) -> None:
         ("file", "MB"), [(name, f"{size / 1e6:.2f}") for name, size in report.files.items()], str(out)
     )
     print()
+    if report.search:
+        show_search(report.search)
+        print()
     if isinstance(report.parity, Parity):
         show_parity(report.parity)
     else:
         print("parity: not run")
+    for target, digest in report.certificates.items():
+        print(f"certificate of {target}: {digest}")
+
+
+def show_search(search: Mapping[str, Any]) -> None:
+    """The frontier of size and KL that a budget was solved on, and where on it the bundle is."""
+    points = [("", point) for point in search["frontier"]] + [("chosen", search["chosen"])]
+    rows = [
+        (f"{point['bytes'] / 1e6:.1f} MB", f"{point['kl']:.3g}", f"{1 / point['step_seconds']:.0f}", name)
+        for name, point in sorted(points, key=lambda entry: float(entry[1]["bytes"]))
+    ]
+    print_table(("size", "mean KL, expected", "tokens a second, expected", ""), rows)
 
 
 def show_parity(parity: Parity) -> None:
-    """The parity table, with each limit beside what it limits."""
-    limits = parity.limits
+    """The parity tables, with each limit beside what it limits, and what was found wrong."""
+    max_kl, min_top1, max_ratio = parity.limits.numbers()
+    ratio = parity.perplexity / parity.reference_perplexity
     rows: list[tuple[str, str, str]] = [
-        ("mean KL (nats a token)", f"{parity.mean_kl:.3g}", f"≤ {limits.max_kl:g}"),
-        ("99th percentile KL", f"{parity.p99_kl:.3g}", ""),
-        ("largest KL", f"{parity.max_kl:.3g}", ""),
-        ("same top choice", f"{100 * parity.top1:.2f} %", f"≥ {100 * limits.min_top1:g} %"),
-        ("… of which near ties", str(parity.near_ties), ""),
+        ("mean KL (nats a token)", f"{parity.mean_kl:.3g} ± {parity.mean_kl_error:.1g}", f"≤ {max_kl:g}"),
+        ("99th percentile KL", f"{parity.p99_kl:.3g}", f"≤ {P99_FACTOR * max_kl:g}"),
+        ("largest KL", f"{parity.max_kl:.3g}", f"≤ {MAX_FACTOR * max_kl:g}"),
+        ("same top choice", f"{100 * parity.top1:.2f} %", f"≥ {100 * min_top1:g} %"),
+        ("… other choices nearly tied", str(parity.near_ties), ""),
         ("largest |Δlogit|", f"{parity.max_abs:.3g}", ""),
-        ("perplexity", f"{parity.perplexity:.3f}", ""),
         (
-            "… against the reference's",
-            f"{parity.perplexity / parity.reference_perplexity:.4f} × {parity.reference_perplexity:.3f}",
-            f"≤ {limits.max_perplexity_ratio:g} ×",
+            "perplexity against the reference's",
+            f"{ratio:.4f} ± {parity.perplexity_ratio_error:.1g} × {parity.reference_perplexity:.3f}",
+            f"≤ {max_ratio:g} ×",
         ),
         (
             f"greedy tokens agreed of {parity.greedy_tokens}",
@@ -113,10 +130,27 @@ def show_parity(parity: Parity) -> None:
             "" if parity.greedy_divergence == "none" else parity.greedy_divergence,
         ),
     ]
-    names = {"decode": "decode = prefill", "batch": "batch = single", "causal": "causal"}
-    rows += [
-        (f"{names.get(name, name)}: mean KL", f"{check.value:.3g}", f"≤ {check.limit:.3g}")
-        for name, check in parity.checks.items()
-    ]
+    if parity.noise is not None and parity.deviation is not None:
+        noise, found = parity.noise, parity.deviation
+        rows += [
+            ("Δlogits in the reference's noise", f"{found.rms / noise.rms:.3g} ×", f"≤ {FACTOR:g} ×"),
+            ("… at the worst position", f"{found.worst / noise.worst:.3g} ×", f"≤ {WORST_FACTOR:g} ×"),
+        ]
     print_table((f"parity with {parity.reference}", "measured", "limit"), rows)
+    print()
+    cases = [(name, check.verdict, _measured(check), check.detail) for name, check in parity.checks.items()]
+    print_table(("case", "verdict", "measured", "what"), cases, figures=False)
+    for failure in parity.failures:
+        print(f"  ✗ {failure}")
     print(f"{parity.tokens} tokens of {parity.text}: {parity.verdict}")
+
+
+def _measured(check: Check) -> str:
+    """A case's figure beside its limit."""
+    if check.value is None or check.limit is None:
+        return ""
+    return (
+        f"{check.value:.3g} ≤ {check.limit:g} {check.unit}"
+        if check.verdict == "pass"
+        else f"{check.value:.3g} > {check.limit:g} {check.unit}"
+    )

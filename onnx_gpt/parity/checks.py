@@ -1,69 +1,85 @@
-"""What one forward pass cannot show: decode equals prefill, a batch equals its members, no token sees the future."""
+"""Runs the cases and judges what they compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
-from onnx_gpt.parity.candidate import Candidate
+from exporter.errors import OnnxGptError
+from onnx_gpt.parity.cases import PREFILL, STEPS, Case, Compared, Held, NotRun, Trial, cases
 from onnx_gpt.parity.metrics import divergence, log_softmax
-from onnx_gpt.report import Check
+from onnx_gpt.parity.noise import WORST_FACTOR, deviation, row_differences
+from onnx_gpt.report import Check, Noise
 
-PREFILL = 16
-STEPS = 16
+LENGTH = PREFILL + STEPS
+SKIPPED = "left out as asked"
 
 
-def run_checks(candidate: Candidate, tokens: np.ndarray, limit: float) -> dict[str, Check]:
-    """Compare a bundle with itself, in mean KL divergence over the positions compared.
-
-    Logits themselves are no measure here: quantized kernels sum in another order for one row than for many, and where
-    that moves a rounding of an activation, single logits jump while the distribution stays.
+def run_checks(
+    trial: Trial,
+    *,
+    noise: Noise | None,
+    limit: float,
+    far_limit: float,
+    skip: Collection[str] = (),
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Check]:
+    """Every case's verdict, by its name.
 
     Args:
-        tokens: int64 ``[S]``, at least 8.
-        limit: largest mean KL allowed, nats a token.
+        noise: the reference's, by which a float candidate is judged; None for one that may lose something.
+        limit: largest mean KL of a candidate that is not float from itself, nats a token.
+        far_limit: the same from the reference.
+        skip: cases that are not to be run.
     """
-    checks: dict[str, Callable[[Candidate, np.ndarray, np.ndarray], float]] = {"causal": causal}
-    if candidate.cached:
-        checks |= {"decode": decode, "batch": batch}
-    tokens = tokens[: PREFILL + STEPS]
-    whole = candidate.logits(tokens[None])[0]
-    values = {name: check(candidate, tokens, whole) for name, check in checks.items()}
-    return {name: Check(value=v, limit=limit, passed=bool(v <= limit)) for name, v in values.items()}
+    found = {}
+    for name, case in cases().items():
+        if name in skip:
+            found[name] = Check(verdict="not run", detail=SKIPPED)
+            continue
+        progress(name)
+        found[name] = _checked(case, trial, noise, limit, far_limit)
+    return found
 
 
-def decode(candidate: Candidate, tokens: np.ndarray, whole: np.ndarray) -> float:
-    """Prefill half of the tokens, feed the rest one by one, compare with one prefill of all."""
-    half = len(tokens) // 2
-    logits, past = candidate.run(tokens[None, :half])
-    stepped = [logits[0]]
-    for t in range(half, len(tokens)):
-        logits, past = candidate.run(tokens[None, t : t + 1], past=past)
-        stepped.append(logits[0])
-    return _kl(np.concatenate(stepped), whole)
+def _checked(case: Case, trial: Trial, noise: Noise | None, limit: float, far_limit: float) -> Check:
+    try:
+        found = case.run(trial)
+    except OnnxGptError as error:
+        return Check(verdict="fail", detail=error.cause)
+    if isinstance(found, NotRun):
+        return Check(verdict="not run", detail=found.reason)
+    if isinstance(found, Held):
+        return Check(verdict="pass", detail=found.detail)
+    if found.ours.shape != found.theirs.shape:
+        return Check(
+            verdict="fail", detail=f"{found.detail}: logits {found.ours.shape}, not {found.theirs.shape}"
+        )
+    if noise is not None:
+        return _in_noise(found, noise)
+    kl = mean_kl(found.ours, found.theirs)
+    allowed = far_limit if found.to_reference else limit
+    return Check(
+        verdict="pass" if kl <= allowed else "fail",
+        detail=found.detail,
+        value=kl,
+        limit=allowed,
+        unit="nats a token",
+    )
 
 
-def batch(candidate: Candidate, tokens: np.ndarray, whole: np.ndarray) -> float:
-    """Two sequences of different lengths, padded on the right, against each alone; then a decode step of both."""
-    short = len(tokens) // 2
-    rows = np.stack([tokens[:-1], tokens[:-1]])
-    rows[1, short:] = 0
-    mask = np.ones_like(rows)
-    mask[1, short:] = 0
-    logits, past = candidate.run(rows, mask)
-    step = np.array([[tokens[-1]], [tokens[short]]])
-    last, _ = candidate.run(step, np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1), past)
-    ours = np.concatenate([logits[0], last[0], logits[1, :short], last[1]])
-    return _kl(ours, np.concatenate([whole, whole[: short + 1]]))
+def _in_noise(found: Compared, noise: Noise) -> Check:
+    worst = deviation(row_differences(found.ours, found.theirs)).worst / noise.worst
+    return Check(
+        verdict="pass" if worst <= WORST_FACTOR else "fail",
+        detail=found.detail,
+        value=worst,
+        limit=WORST_FACTOR,
+        unit="x noise",
+    )
 
 
-def causal(candidate: Candidate, tokens: np.ndarray, whole: np.ndarray) -> float:
-    """Change the last token: no logits before it may move."""
-    changed = tokens.copy()
-    changed[-1] = (changed[-1] + 1) % whole.shape[-1]
-    return _kl(candidate.logits(changed[None])[0, :-1], whole[:-1])
-
-
-def _kl(ours: np.ndarray, theirs: np.ndarray) -> float:
+def mean_kl(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Mean KL(theirs ‖ ours) of rows of logits ``[N, V]``, nats."""
     return float(divergence(log_softmax(ours), log_softmax(theirs)).mean())

@@ -3,51 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal, Protocol
 
 import numpy as np
 
-from onnx_gpt.parity.candidate import Candidate
-from onnx_gpt.parity.checks import run_checks
-from onnx_gpt.parity.metrics import Agreement
+from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.parity.cases import Model, Trial
+from onnx_gpt.parity.checks import LENGTH, run_checks
+from onnx_gpt.parity.limits import MAX_FACTOR, P99_FACTOR, self_limit
+from onnx_gpt.parity.metrics import NEAR, Agreement
+from onnx_gpt.parity.noise import FACTOR, WORST_FACTOR, measure
 from onnx_gpt.parity.text import EvaluationTokens
-from onnx_gpt.report import Check, Limits, Parity
+from onnx_gpt.report import Check, Limits, Noise, Parity
 
-GREEDY_PROMPT = 32
-FLOAT_TIE = 1e-3
-"""Logits of an exact candidate that lie closer than this are a tie: float32 attention reorders sums this much."""
-
-DEFAULT_LIMITS: dict[str, Limits] = {
-    "none": Limits(max_kl=1e-6, min_top1=1.0, max_perplexity_ratio=1.0001),
-    "none, int8 cache": Limits(max_kl=0.01, min_top1=0.95, max_perplexity_ratio=1.01),
-    "int8": Limits(max_kl=0.02, min_top1=0.92, max_perplexity_ratio=1.03),
-    "w8a8": Limits(max_kl=0.05, min_top1=0.90, max_perplexity_ratio=1.05),
-    "int4": Limits(max_kl=0.60, min_top1=0.50, max_perplexity_ratio=2.0),
-    "keep": Limits(max_kl=0.02, min_top1=0.92, max_perplexity_ratio=1.03),
-}
-"""By scheme. Float is gated at its noise; int8 and kept codes lose their activations' rounding only; int4 is judged
-for models of some 100M parameters, the hardest ones: larger models stay far below. An int8 cache does less damage than
-any quantization of weights, so that it has limits of its own only where the weights are float."""
-
-SELF_LIMIT = {"none": 1e-6, "none, int8 cache": 1e-3, "int8": 0.02, "w8a8": 0.02, "int4": 0.02, "keep": 0.02}
-"""Mean KL by which a bundle may differ from itself in another batch or step."""
+GREEDY_PROMPT, GREEDY_TOKENS = 32, 64
+SIGMAS = 5.0
+"""Of 50,000 logits whose errors have a standard deviation of 1, the largest is 4 to 5 away."""
+ERRORS = 2.0
+"""A budget is exceeded where its measure is beyond it by so many standard errors: not by the choice of text."""
 
 
-def gate_of(quantize: str, kv_cache: str) -> str:
-    """The key of `DEFAULT_LIMITS` for a scheme of weights and a type of cache."""
-    return "none, int8 cache" if (quantize, kv_cache) == ("none", "int8") else quantize
-
-
-class ReferenceModel(Protocol):
-    """What a candidate is compared with."""
-
-    @property
-    def name(self) -> str: ...
-
-    def logits(self, tokens: np.ndarray) -> np.ndarray: ...
+class Reference(Model, Protocol):
+    """What a candidate is compared with: it can be computed in several ways, and goes on with a text."""
 
     def greedy(self, tokens: np.ndarray, count: int) -> list[int]: ...
+
+    def alternatives(self, tokens: np.ndarray) -> Iterator[tuple[str, np.ndarray]]: ...
+
+
+class Greedily(Model, Protocol):
+    """A candidate that goes on with a text."""
+
+    def greedy(self, tokens: np.ndarray, count: int) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a model: parameters, context, sliding window; None where nobody has said it."""
+
+    parameters: int | None = None
+    context: int | None = None
+    window: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,37 +58,73 @@ class Greedy:
 
 
 def compare(
-    candidate: Candidate,
-    reference: ReferenceModel,
+    candidate: Greedily,
+    reference: Reference,
     text: EvaluationTokens,
     *,
     scheme: str,
     limits: Limits,
-    greedy_tokens: int = 64,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    facts: Facts,
+    memory: int = 1 << 28,
+    noise: Noise | None = None,
+    extra: Mapping[str, Check] | None = None,
+    skip: Collection[str] = (),
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Parity:
     """Measure agreement and judge it.
 
     Args:
-        scheme: a key of `DEFAULT_LIMITS`; decides what counts as a tie and how exact the self-checks are.
+        scheme: a key of `BUDGETS`; a float candidate, ``none``, is judged by the reference's noise.
+        limits: none of them left open.
+        memory: bytes that the cache of a case may take.
+        noise: the reference's, where it is known already.
+        extra: cases that have been run already.
+        skip: cases that are not to be run.
         progress: told how many windows are done.
     """
+    exact = scheme == "none"
+    if exact and noise is None:
+        progress(0, len(text.windows), "the reference's own noise")
+        noise = measure(reference, text.windows)
     agreement = Agreement()
-    total = len(text.windows)
     for i, window in enumerate(text.windows):
         ours, theirs = candidate.logits(window[None])[0], reference.logits(window[None])[0]
+        _require_shape(ours, theirs)
         agreement.add(ours[:-1], theirs[:-1], window[1:])
-        progress(i + 1, total)
-    tie = FLOAT_TIE if scheme == "none" else 0.0
+        progress(i + 1, len(text.windows), "windows of text")
+    tie = SIGMAS * WORST_FACTOR * noise.worst if exact and noise is not None else 0.0
+    count = min(GREEDY_TOKENS, text.windows.shape[1] // 2)
     prompt = text.windows[0][: min(GREEDY_PROMPT, text.windows.shape[1] // 2)]
-    greedy = _greedy(candidate, reference, prompt, greedy_tokens, tie or FLOAT_TIE)
-    checks = run_checks(candidate, text.windows[0], SELF_LIMIT[scheme])
-    return _judge(agreement, greedy, checks, reference.name, text, tie, limits, scheme)
+    progress(len(text.windows), len(text.windows), "greedy text")
+    greedy = _greedy(candidate, reference, prompt, count, tie or NEAR)
+    tokens = text.windows[0][:LENGTH]
+    trial = Trial(candidate, reference, tokens, ours.shape[-1], facts.context, facts.window, memory)
+    checks = run_checks(
+        trial,
+        noise=noise if exact else None,
+        limit=self_limit(scheme),
+        far_limit=P99_FACTOR * limits.numbers()[0],
+        skip=skip,
+        progress=lambda name: progress(len(text.windows), len(text.windows), name),
+    )
+    checks |= extra or {}
+    return _judged(
+        agreement, greedy, checks, (candidate.name, reference.name), text, tie, limits, scheme, noise, facts
+    )
 
 
-def _greedy(
-    candidate: Candidate, reference: ReferenceModel, prompt: np.ndarray, count: int, tie: float
-) -> Greedy:
+def _require_shape(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Raise ``logits-shape`` (exit 5) where the two do not give logits of as many tokens."""
+    if ours.shape != theirs.shape:
+        raise OnnxGptError(
+            "logits-shape",
+            f"the candidate gives logits {list(ours.shape)} where the reference gives {list(theirs.shape)}",
+            "export the candidate with logits of all tokens",
+            exit=Exit.PARITY,
+        )
+
+
+def _greedy(candidate: Greedily, reference: Reference, prompt: np.ndarray, count: int, tie: float) -> Greedy:
     ours, theirs = candidate.greedy(prompt, count), reference.greedy(prompt, count)
     agreed = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), count)
     if agreed == count:
@@ -101,50 +135,90 @@ def _greedy(
     return Greedy(count, agreed, "near tie" if near else "different")
 
 
-def _judge(
+def _judged(
     agreement: Agreement,
     greedy: Greedy,
     checks: dict[str, Check],
-    reference: str,
+    names: tuple[str, str],
     text: EvaluationTokens,
     tie: float,
     limits: Limits,
     scheme: str,
+    noise: Noise | None,
+    facts: Facts,
 ) -> Parity:
     mean_kl, p99_kl, max_kl = agreement.kl_statistics()
     top1, near_ties = agreement.top1(tie)
     perplexity, reference_perplexity = agreement.perplexities()
-    failures = [
-        f"mean KL {mean_kl:.3g} > {limits.max_kl:g}" if not mean_kl <= limits.max_kl else "",
-        f"top-1 {top1:.4f} < {limits.min_top1:g}" if not top1 >= limits.min_top1 else "",
-        f"perplexity ratio {perplexity / reference_perplexity:.4f} > {limits.max_perplexity_ratio:g}"
-        if not perplexity / reference_perplexity <= limits.max_perplexity_ratio
-        else "",
-        "greedy continuation differs" if scheme == "none" and greedy.divergence == "different" else "",
-        *(
-            f"{name}: mean KL {check.value:.3g} > {check.limit:.3g}"
-            for name, check in checks.items()
-            if not check.passed
-        ),
-    ]
-    failures = [failure for failure in failures if failure]
-    return Parity(
-        reference=reference,
+    log_ratio, log_error = agreement.log_ratio()
+    measured = Parity(
+        candidate=names[0],
+        reference=names[1],
+        scheme=scheme,
+        parameters=facts.parameters,
         text=text.origin,
         tokens=agreement.tokens,
         max_abs=agreement.max_abs,
         mean_kl=mean_kl,
+        mean_kl_error=agreement.kl_error(),
         p99_kl=p99_kl,
         max_kl=max_kl,
         top1=top1,
         near_ties=near_ties,
         perplexity=perplexity,
         reference_perplexity=reference_perplexity,
+        perplexity_ratio_error=math.exp(log_ratio) * log_error,
         greedy_tokens=greedy.tokens,
         greedy_agreed=greedy.agreed,
         greedy_divergence=greedy.divergence,
+        noise=noise,
+        deviation=agreement.deviation(),
         checks=checks,
         limits=limits,
-        verdict="fail" if failures else "pass",
-        failures=tuple(failures),
+        verdict="pass",
     )
+    failures = tuple(failures_of(measured))
+    return measured.model_copy(update={"failures": failures, "verdict": "fail" if failures else "pass"})
+
+
+def failures_of(parity: Parity) -> Iterator[str]:
+    """What is beyond its limit, one line each."""
+    max_kl, min_top1, max_ratio = parity.limits.numbers()
+    if parity.scheme == "none" and parity.noise is not None and parity.deviation is not None:
+        found, noise = parity.deviation, parity.noise
+        if not found.rms <= FACTOR * noise.rms:
+            yield f"logits differ by {found.rms / noise.rms:.3g} times the reference's own noise > {FACTOR:g}"
+        if not found.worst <= WORST_FACTOR * noise.worst:
+            yield (
+                f"logits of the worst position differ by {found.worst / noise.worst:.3g} times "
+                f"the reference's own noise > {WORST_FACTOR:g}"
+            )
+        if parity.greedy_divergence == "different":
+            yield f"greedy text differs from token {parity.greedy_agreed} on"
+    if not parity.mean_kl - ERRORS * parity.mean_kl_error <= max_kl:
+        yield f"mean KL {parity.mean_kl:.3g} > {max_kl:g}"
+    if not parity.p99_kl <= P99_FACTOR * max_kl:
+        yield f"99th percentile of the KL {parity.p99_kl:.3g} > {P99_FACTOR * max_kl:g}"
+    if not parity.max_kl <= MAX_FACTOR * max_kl:
+        yield f"largest KL {parity.max_kl:.3g} > {MAX_FACTOR * max_kl:g}"
+    if not parity.top1 + ERRORS * top1_error(parity) >= min_top1:
+        yield f"top-1 {parity.top1:.4f} < {min_top1:g}"
+    ratio = parity.perplexity / parity.reference_perplexity
+    if not ratio - ERRORS * parity.perplexity_ratio_error <= max_ratio:
+        yield f"perplexity ratio {ratio:.4f} > {max_ratio:g}"
+    for name, check in parity.checks.items():
+        if check.verdict == "fail":
+            measured = (
+                ""
+                if check.value is None or check.limit is None
+                else f": {check.value:.3g} > {check.limit:.3g} {check.unit}"
+            )
+            yield f"{name}{measured} ({check.detail})"
+
+
+def top1_error(parity: Parity) -> float:
+    """Standard error of the share of tokens with the same choice."""
+    return math.sqrt(max(parity.top1 * (1 - parity.top1), 0.0) / max(parity.tokens, 1))
+
+
+ReferenceModel = Reference

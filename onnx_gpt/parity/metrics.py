@@ -6,6 +6,11 @@ import dataclasses
 
 import numpy as np
 
+from onnx_gpt.report import Deviation
+
+NEAR = 0.105
+"""Nats between two choices of which one is nine tenths as likely as the other."""
+
 
 @dataclasses.dataclass
 class Agreement:
@@ -15,6 +20,7 @@ class Agreement:
     nll: list[np.ndarray] = dataclasses.field(default_factory=list)
     reference_nll: list[np.ndarray] = dataclasses.field(default_factory=list)
     gap: list[np.ndarray] = dataclasses.field(default_factory=list)
+    difference: list[np.ndarray] = dataclasses.field(default_factory=list)
     max_abs: float = 0.0
 
     def add(self, logits: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> None:
@@ -32,17 +38,40 @@ class Agreement:
             self.nll.append(-ours[index, targets[rows]])
             self.reference_nll.append(-theirs[index, targets[rows]])
             chosen = logits[rows].argmax(-1)
-            self.gap.append(reference[rows].max(-1) - reference[rows][index, chosen])
-            self.max_abs = max(self.max_abs, float(np.abs(logits[rows] - reference[rows]).max()))
+            gap = reference[rows].max(-1) - reference[rows][index, chosen]
+            self.gap.append(gap)
+            delta = logits[rows] - reference[rows]
+            self.difference.append(delta.std(-1, dtype=np.float64))
+            self.max_abs = max(self.max_abs, float(np.abs(delta).max()))
 
     @property
     def tokens(self) -> int:
         return sum(len(kl) for kl in self.kl)
 
     def top1(self, tie: float) -> tuple[float, int]:
-        """Share of positions with the same choice, and how many of them are ties closer than ``tie``."""
+        """Share of positions with the same choice or a tie closer than ``tie``; how many choices differ nearly tied.
+
+        Nearly tied is what the reference itself would choose nine times for ten of its own choice.
+        """
         gap = np.concatenate(self.gap)
-        return float((gap <= tie).mean()), int(((gap > 0) & (gap <= tie)).sum())
+        return float((gap <= tie).mean()), int(((gap > 0) & (gap <= max(tie, NEAR))).sum())
+
+    def deviation(self) -> Deviation:
+        """How far the logits are apart (`onnx_gpt.parity.noise`)."""
+        rows = np.concatenate(self.difference)
+        return Deviation(worst=float(rows.max()), rms=float(np.sqrt((rows**2).mean())))
+
+    def kl_error(self) -> float:
+        """Standard error of the mean KL."""
+        return _error(np.concatenate(self.kl))
+
+    def log_ratio(self) -> tuple[float, float]:
+        """Logarithm of the perplexity as a multiple of the reference's, and its standard error.
+
+        The two are paired by token (llama.cpp's perplexity tool), so that the error is that of their difference.
+        """
+        difference = np.concatenate(self.nll) - np.concatenate(self.reference_nll)
+        return float(difference.mean()), _error(difference)
 
     def kl_statistics(self) -> tuple[float, float, float]:
         """Mean, 99th percentile and maximum of the KL divergence, nats a token."""
@@ -69,3 +98,7 @@ def divergence(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """KL(theirs ‖ ours) of each row of log-probabilities ``[S, V]``, in nats: float64 ``[S]``."""
     kl: np.ndarray = (np.exp(theirs) * (theirs - ours)).sum(-1).clip(min=0.0)
     return kl
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -1,51 +1,73 @@
-"""Parity of a written model: which tokens, which reference, and the comparison."""
+"""Parity of a written model: which tokens, which reference, which limits, and the comparison."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
+from exporter.checkpoint import Checkpoint, ModuleSource, Opened
 from exporter.errors import Exit, OnnxGptError
-from exporter.onnx_format.halves import has_halves
-from exporter.onnx_format.reader import read_file
-from graph_passes import run_pipeline
-from onnx_gpt.bundle.targets import target
-from onnx_gpt.bundle.writing import MODEL, save
-from onnx_gpt.exporting import Exported, export
+from onnx_gpt.exporting import Exported
 from onnx_gpt.parity.candidate import Candidate
-from onnx_gpt.parity.gate import DEFAULT_LIMITS, ReferenceModel, compare
-from onnx_gpt.parity.original import OriginalGraph
+from onnx_gpt.parity.gate import compare
+from onnx_gpt.parity.limits import limits_of, scheme_of
+from onnx_gpt.parity.standard import Standard, facts_of, has_torch, reference_missing, reference_model
 from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
-from onnx_gpt.report import Parity
+from onnx_gpt.report import Limits, Parity
 
 WINDOW = 512
 """Tokens of a window of text, where the model's context holds as many."""
 UNSTATED_WINDOW = 64
 """The same where nobody has stated the context, as of a user's module."""
+CASE_BYTES = 64 << 20
+"""Bytes that a case's cache may take while a bundle is made; `validate` takes more."""
 
 
 def prove(opened: Opened, exported: Exported, model: Path, recipe: Recipe, progress: Progress) -> Parity:
-    """Compare the written model with the reference, under the recipe's limits."""
-    text = evaluation_text(opened, exported, recipe)
-    with _reference(opened, exported, recipe, progress) as reference:
-        return compare(
-            Candidate(model),
-            reference,
-            text,
-            scheme=recipe.gate,
-            limits=recipe.limits or DEFAULT_LIMITS[recipe.gate],
-            greedy_tokens=min(64, text.windows.shape[1] // 2),
-            progress=lambda done, total: progress.advance(done, total, "windows of text"),
-        )
+    """Compare one written model with the reference, under the recipe's limits."""
+    with reference_of(opened, exported, recipe, progress) as reference:
+        return prove_against(reference, evaluation_text(opened, exported, recipe), model, recipe, progress)
+
+
+def prove_against(
+    reference: Standard, text: EvaluationTokens, model: Path, recipe: Recipe, progress: Progress
+) -> Parity:
+    """The same with a reference that is open already, for several models after each other."""
+    scheme = judged_as(scheme_of(model), recipe.gate)
+    limits = (recipe.limits or Limits()).or_else(limits_of(scheme, reference.facts.parameters))
+    progress.stage(f"parity, {stated(scheme, limits)}")
+    return compare(
+        Candidate(model, name="bundle"),
+        reference.model,
+        text,
+        scheme=scheme,
+        limits=limits,
+        facts=reference.facts,
+        memory=CASE_BYTES,
+        noise=reference.noise(text.windows) if scheme == "none" else None,
+        progress=progress.advance,
+    )
+
+
+def judged_as(graph: str, asked: str) -> str:
+    """The budget's key: what the graph is; what the recipe knows better is how its codes were chosen.
+
+    Args:
+        graph: of `scheme_of`.
+        asked: of `gate_of`.
+    """
+    refined = {"keep": ("int8", "int4"), "int4, calibrated": ("int4",)}
+    return asked if graph in refined.get(asked, ()) else graph
+
+
+def stated(scheme: str, limits: Limits) -> str:
+    """The limits in words, before the run."""
+    max_kl, min_top1, max_ratio = limits.numbers()
+    budget = f"mean KL ≤ {max_kl:g}, top-1 ≥ {min_top1:g}, perplexity ≤ {max_ratio:g} ×"
+    return f"{scheme}: {budget}" if scheme != "none" else f"float: the reference's own noise, {budget}"
 
 
 def evaluation_text(opened: Opened, exported: Exported, recipe: Recipe) -> EvaluationTokens:
@@ -60,68 +82,30 @@ def evaluation_text(opened: Opened, exported: Exported, recipe: Recipe) -> Evalu
 
 
 @contextmanager
-def _reference(
+def reference_of(
     opened: Opened, exported: Exported, recipe: Recipe, progress: Progress
-) -> Iterator[ReferenceModel]:
+) -> Iterator[Standard]:
     """PyTorch in float32; where it is not installed, our own float bundle stands in for a quantized one.
 
     A foreign graph's reference is the graph itself, as its exporter left it.
     """
-    if isinstance(opened, GraphSource):
-        with _original(opened, progress) as original:
-            yield original
-        return
-    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        from exporter.reference import Reference
-
-        yield Reference(opened if isinstance(opened, Checkpoint) else exported.module)
-        return
-    if recipe.quantize == "none" or isinstance(opened, ModuleSource):
-        raise OnnxGptError(
-            "reference-missing",
-            "parity of a float bundle needs torch and transformers, which are not installed",
-            "pip install 'onnx-gpt[reference]', or pass --no-parity",
-            exit=Exit.ENVIRONMENT,
-        )
-    with tempfile.TemporaryDirectory(prefix="onnx-gpt-float-") as folder:
-        float_model = export(opened, recipe.context_length).model
-        run_pipeline(float_model, target("ort").PIPELINE)
-        save(float_model, Path(folder), progress)
-        yield FloatBundle(Candidate(Path(folder) / MODEL))
+    if not has_torch() and (isinstance(opened, ModuleSource) or _wants_torch(opened, recipe)):
+        raise reference_missing()
+    with reference_model(opened, exported, recipe.context_length, progress) as model:
+        yield Standard(model, facts_of(exported))
 
 
-@contextmanager
-def _original(opened: GraphSource, progress: Progress) -> Iterator[OriginalGraph]:
-    """The file's graph; one in half precision is run in float32, where its own rounding is not in the way."""
-    model = read_file(opened.path)
-    if not has_halves(model):
-        yield OriginalGraph(opened.path, model, opened.path.name)
-        return
-    with tempfile.TemporaryDirectory(prefix="onnx-gpt-original-") as folder:
-        model = opened.read()
-        save(model, Path(folder), progress)
-        yield OriginalGraph(Path(folder) / MODEL, model, f"{opened.path.name} in float32")
+def _wants_torch(opened: Opened, recipe: Recipe) -> bool:
+    """Whether our own float graph would be judge in its own cause."""
+    return isinstance(opened, Checkpoint) and recipe.quantize == "none"
 
 
-@dataclasses.dataclass(frozen=True)
-class FloatBundle:
-    """Our own float32 bundle in the reference's place."""
-
-    candidate: Candidate
-    name: str = "onnx-gpt float32 bundle (torch is not installed)"
-
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        return self.candidate.logits(tokens)
-
-    def greedy(self, tokens: np.ndarray, count: int) -> list[int]:
-        return self.candidate.greedy(tokens, count)
-
-
-def require_passed(parity: Parity | None) -> None:
-    if parity is not None and parity.verdict == "fail":
+def require_passed(parity: Parity, name: str = "") -> None:
+    """Raise ``parity-failed`` (exit 5); ``name`` tells the model among several."""
+    if parity.verdict == "fail":
         raise OnnxGptError(
             "parity-failed",
-            f"the bundle is not near enough to {parity.reference}; nothing was published",
+            f"{name or 'the bundle'} is not near enough to {parity.reference}; nothing was published",
             "choose a gentler scheme, or state other limits with --max-kl, --min-top1, --max-perplexity-ratio",
             exit=Exit.PARITY,
             details=parity.failures,

@@ -83,6 +83,17 @@ def _text(path: Path | None) -> tuple[str, str]:
         raise rejected("text-unreadable", f"{path}: {error}", "give a readable UTF-8 text file") from error
 
 
+SAMPLE = 16384
+"""Characters that two tokenizers are compared on, beside `AWKWARD`."""
+AWKWARD = "\n\n  naïve café\t“quotes” — 12 345.67€ 中文 русский 🙂 x²=√2 <|im_start|> don't\u00a0wrap\r\n"
+"""Text on which tokenizers differ that agree on plain English."""
+
+
+def evaluation_sample(path: Path | None) -> str:
+    """Some of the evaluation text, and what no English text holds."""
+    return _text(path)[0][:SAMPLE] + AWKWARD
+
+
 def calibration_text() -> str:
     """English that evaluation never reads: lines that stand in both parts of it, and tables' rules, are left out."""
     ours, theirs = _documentation()

@@ -16,7 +16,7 @@ from calibration.quantization import calibrated, rtn
 from calibration.quantization.tensors import Filed
 from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import Gptq, Grid, RoundToNearest, scheme_of
-from calibration.segments import Segment, cut
+from calibration.segments import Places, Segment, cut
 from calibration.statistics.hessian import Hessian
 from exporter.errors import OnnxGptError
 from exporter.families import families
@@ -49,11 +49,23 @@ def outputs(model: ir.Model, ids: np.ndarray, folder: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("family", sorted(families()))
-def test_the_pieces_one_after_the_other_are_the_model(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", ["layers", "products"])
+def test_the_pieces_one_after_the_other_are_the_model(family: str, at: Places, tmp_path: Path) -> None:
     model, ids = decoder(family), tokens()
     nodes = len(model.graph)
-    segments = cut(model)
-    assert [segment.name for segment in segments] == ["embedding", "layers.0", "layers.1", "head"]
+    segments = cut(model, at)
+    names = [segment.name for segment in segments]
+    assert (names[0], names[-1]) == ("embedding", "head")
+    if at == "layers":
+        assert names[1:-1] == ["layers.0", "layers.1"]
+    else:
+        products = [
+            site.role for segment in cut(model) for site in segment.sites() if site.kind == "multiply"
+        ]
+        assert set(names[1:-1]) <= set(products)
+        assert {name for segment in segments for name in collecting.taps(segment).values()} <= {
+            name for segment in segments for name in segment.incoming
+        }
     stream = Stream(ids, tmp_path)
     for segment in segments:
         piece = collecting.load(segment, segment.outgoing, tmp_path / "piece")
@@ -64,6 +76,18 @@ def test_the_pieces_one_after_the_other_are_the_model(family: str, tmp_path: Pat
     found = np.concatenate([stream.feeds(b, [name])[name] for b in range(len(stream.batches))])
     assert len(model.graph) == nodes
     assert np.allclose(found, outputs(model, ids, tmp_path / "whole")[0], atol=1e-5)
+
+
+def test_a_stream_writes_over_what_nobody_needs(tmp_path: Path) -> None:
+    stream = Stream(tokens(), tmp_path)
+    for generation in range(6):
+        stream.put(0, {"x": np.full((2, 3), generation, np.float32), "y": np.full(5, generation, np.int64)})
+        stream.advance()
+    assert len(list(tmp_path.iterdir())) == 4
+    assert {name: array.max() for name, array in stream.feeds(0, ["x", "y"]).items()} == {"x": 5, "y": 5}
+    stream.put(0, {"z": np.ones(5, np.int64)})
+    stream.advance(["x"])
+    assert {name: array.max() for name, array in stream.feeds(0, ["x", "z"]).items()} == {"x": 5, "z": 1}
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "gpt_neox", "llama"])
@@ -85,27 +109,31 @@ def test_chosen_codes_are_nearer_than_rounded_ones(family: str, tmp_path: Path) 
     assert error(SCHEME) < 0.8 * error(RoundToNearest(GRID, Grid(8, 32)))
 
 
-def test_a_layers_inputs_are_what_the_quantized_layers_before_give(
+def test_a_products_inputs_are_what_the_quantized_ones_before_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, ids = decoder("llama"), tokens()
     seen: dict[str, np.ndarray] = {}
-    collect = calibrated.collect
+    moments = calibrated.moments
 
-    def watched(segment: Segment, stream: Stream, folder: Path) -> dict[str, Hessian]:
-        found = collect(segment, stream, folder)
+    def watched(segment: Segment, stream: Stream) -> dict[str, Hessian]:
+        found = moments(segment, stream)
         seen.update({name: hessian.finish() for name, hessian in found.items()})
         return found
 
-    monkeypatch.setattr(calibrated, "collect", watched)
+    monkeypatch.setattr(calibrated, "moments", watched)
     known = calibrated.calibrate(model, SCHEME, ids, tmp_path, lambda *_: None)
     quantize_weights(model, SCHEME, known)
-    model.graph.outputs.append(
-        next(v for node in model.graph for v in node.outputs if v.name == "layers.1.attention_norm")
-    )
-    rows = outputs(model, ids, tmp_path / "q")[-1].reshape(-1, 64)
-    expected = rows.T.astype(np.float64) @ rows / len(rows)
-    assert np.allclose(seen["layers.1.attention_norm"], expected, rtol=1e-3, atol=1e-4)
+    known_inputs = {
+        str(node.inputs[0].name): node.inputs[0] for node in model.graph if node.op_type == "MatMulNBits"
+    }
+    checked = [name for name in seen if name in known_inputs]
+    assert len(checked) == len(seen) == 8
+    model.graph.outputs.extend(known_inputs[name] for name in checked)
+    given = outputs(model, ids, tmp_path / "q")
+    for name, array in zip(checked, given[-len(checked) :], strict=True):
+        rows = array.reshape(-1, array.shape[-1])
+        assert np.allclose(seen[name], rows.T.astype(np.float64) @ rows / len(rows), rtol=1e-3, atol=1e-4)
 
 
 def test_filed_codes_come_back(tmp_path: Path) -> None:

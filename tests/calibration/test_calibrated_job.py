@@ -10,8 +10,7 @@ from tiny import tiny
 
 import onnx_gpt
 from exporter import sources
-from onnx_gpt.codes import WINDOWS
-from onnx_gpt.recipe import Recipe
+from onnx_gpt.recipe import GPTQ_WINDOWS, Recipe
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def test_codes_are_chosen_on_the_text_and_the_report_names_it(
     one, again = (onnx_gpt.optimize(family, tmp_path / name, **options) for name in ("one", "again"))
     assert one.recipe["method"] == "gptq"
     assert one.calibration["window"] == 64
-    assert one.calibration["windows"] == WINDOWS
+    assert one.calibration["windows"] == GPTQ_WINDOWS
     assert list(one.calibration["files"]) == ["tokens.npy"]
     assert one.calibration == again.calibration
     for name in ("model.onnx", "model.onnx.data"):

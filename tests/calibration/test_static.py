@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.static.codes import ChannelCodes
-from calibration.static.qdq import quantize_products, static_sites
+from calibration.scheme import Grid, Static
+from calibration.static.calibrated import calibrate
+from calibration.static.codes import RoundedCodes
+from calibration.static.qdq import grid_of, quantize_products, rounded_to, static_sites
 from calibration.transforms.rotation import rotated
 from exporter.weights import Array
 from graph_passes import ORT_PIPELINE, run_pipeline
@@ -36,7 +38,7 @@ def test_codes_are_within_half_a_step_and_the_extreme_is_exact(seed: int, channe
     rng = np.random.default_rng(seed)
     rows = (rng.standard_normal((channels, width)) * rng.lognormal(size=(channels, 1))).astype(np.float32)
     rows[rng.random(channels) < 0.1] = 0
-    stored = ChannelCodes("w", Array(rows))
+    stored = RoundedCodes("w", Array(rows))
     codes, scale = stored.codes.numpy(), stored.scale.numpy()
     assert codes.dtype == np.int8 and codes.shape == (width, channels) and scale.shape == (channels,)
     assert codes.min(initial=0) >= -127
@@ -116,3 +118,39 @@ def test_the_down_projection_and_the_table_are_left_to_others() -> None:
     model = canonical(decoder(tied=True))
     roles = {site.role.rpartition(".")[2] for site in static_sites(model)}
     assert roles == {"q", "k", "v", "o", "gate", "up"}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_codes_chosen_on_rounded_inputs_are_nearer(name: str, tmp_path: Path) -> None:
+    described, expressions = rotated(decoder(**VARIANTS[name]), random_weights(decoder(**VARIANTS[name])))
+    scheme = Static(Grid(8, 32), Grid(8, 32))
+    tokens = np.random.default_rng(1).integers(0, VOCAB, (48, 24))
+    fresh = np.random.default_rng(2).integers(0, VOCAB, (4, 24))
+    errors = {}
+    for method in ("rtn", "gptq"):
+        model = canonical(described, expressions)
+        run_pipeline(model, ORT_PIPELINE, verify=False)
+        exact = run(model, described, fresh)["logits"]
+        folder = tmp_path / method
+        folder.mkdir()
+        down = {f"layers.{i}.ffn.down" for i in (0, 1)}
+        chosen = calibrate(model, scheme, tokens, folder, lambda *told: None, down)
+        sites = static_sites(model, down)
+        assert {str(site.table.name) for site in sites} == set(chosen.codes)
+        codes = chosen.codes if method == "gptq" else {}
+        ranges = {site.input: chosen.ranges[str(site.input.name)] for site in sites}
+        quantize_products(model, sites, ranges, codes)
+        errors[method] = float(np.square(run(model, described, fresh)["logits"] - exact).mean())
+        for stored in codes.values():
+            array, scale = stored.codes.numpy(), stored.scale.numpy()
+            assert array.dtype == np.int8 and array.min() >= -127 and (scale >= 0).all()
+            assert array.shape == tuple(stored.codes.shape) and scale.shape == array.shape[1:]
+    assert 0 < errors["gptq"] < errors["rtn"]
+
+
+def test_rounding_to_a_range_is_what_onnxruntime_does() -> None:
+    values = np.random.default_rng(0).standard_normal(500).astype(np.float32) * 3
+    for ends in ((-2.0, 3.0), (0.5, 1.0), (-4.0, -1.0), (0.0, 0.0)):
+        scale, zero = grid_of(ends)
+        wanted = (np.clip(np.rint(values / np.float32(scale)) + zero, 0, 255) - zero) * np.float32(scale)
+        np.testing.assert_allclose(rounded_to(values, ends), wanted, rtol=1e-6)

@@ -51,7 +51,29 @@ def test_a_tie_is_told_from_a_difference() -> None:
     theirs = np.array([[1.0, 0.9999, 0.0]], np.float32)
     ours = np.array([[0.9999, 1.0, 0.0]], np.float32)
     assert measured(ours, theirs).top1(1e-3) == (1.0, 1)
-    assert measured(ours, theirs).top1(0.0) == (0.0, 0)
+    assert measured(ours, theirs).top1(0.0) == (0.0, 1)  # not the same choice, and nearly tied
+    apart = np.array([[0.0, 1.0, 0.0]], np.float32)
+    assert measured(apart, np.array([[5.0, 0.0, 0.0]], np.float32)).top1(0.0) == (0.0, 0)
+
+
+def test_errors_are_standard_errors() -> None:
+    rng = np.random.default_rng(0)
+    theirs = rng.standard_normal((400, 9)).astype(np.float32)
+    agreement = measured(theirs + 0.3 * rng.standard_normal((400, 9)).astype(np.float32), theirs)
+    kl = np.concatenate(agreement.kl)
+    assert agreement.kl_error() == pytest.approx(kl.std(ddof=1) / 20)
+    log_ratio, error = agreement.log_ratio()
+    ours, reference = agreement.perplexities()
+    assert np.exp(log_ratio) == pytest.approx(ours / reference)
+    paired = np.concatenate(agreement.nll) - np.concatenate(agreement.reference_nll)
+    assert error == pytest.approx(paired.std(ddof=1) / 20)
+    assert error < np.concatenate(agreement.nll).std() / 20, "pairing by token leaves out what both find hard"
+
+
+@given(LOGITS, st.floats(-5, 5))
+def test_a_deviation_does_not_count_what_changes_no_probability(logits: np.ndarray, shift: float) -> None:
+    found = measured(logits + np.float32(shift), logits).deviation()
+    assert found.worst < 1e-5 and found.rms <= found.worst + 1e-12
 
 
 def test_nothing_compares_well_with_nan() -> None:

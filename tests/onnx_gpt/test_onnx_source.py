@@ -33,7 +33,7 @@ def test_a_foreign_graph_is_fused_and_is_what_it_was(name: str, tmp_path: Path) 
     report = optimized(name, tmp_path / "out")
     assert isinstance(report.parity, Parity) and report.parity.verdict == "pass"
     assert report.parity.mean_kl < 1e-9 and "optimizations off" in report.parity.reference
-    assert {"causal", "decode", "batch"} == report.parity.checks.keys()
+    assert {"causal", "decode", "batch", "shared_cache"} <= report.parity.checks.keys()
     assert report.graph.ops[GQA] == LAYERS
     assert report.graph.nodes <= 42
     generator = onnx_gpt.Generator(tmp_path / "out")

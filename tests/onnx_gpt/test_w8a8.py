@@ -43,11 +43,11 @@ def test_a_graph_of_somebody_else_is_refused(bundle: tuple[Path, onnx_gpt.Report
     onnx_gpt.optimize("sample:tiny", tmp_path / "float", parity=False)
     with pytest.raises(OnnxGptError) as caught:
         onnx_gpt.optimize(str(tmp_path / "float" / "model.onnx"), tmp_path / "b", quantize="w8a8")
-    assert (caught.value.code, caught.value.exit) == ("static-unknown-decoder", Exit.UNSUPPORTED)
+    assert (caught.value.code, caught.value.exit) == ("channels-unknown-decoder", Exit.UNSUPPORTED)
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("options", [{"method": "gptq"}, {"table_bits": 4}, {"mixed": "ffn.down=4"}])
+@pytest.mark.parametrize("options", [{"method": "awq"}, {"table_bits": 4}, {"mixed": "ffn.down=4"}])
 def test_options_that_it_does_not_have_are_usage_errors(options: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(OnnxGptError) as caught:
         onnx_gpt.optimize("sample:tiny", tmp_path / "b", quantize="w8a8", **options)  # type: ignore[arg-type]

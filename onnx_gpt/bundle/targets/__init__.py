@@ -1,7 +1,7 @@
-"""Bundle targets. A target is a file here, found because it exists.
+"""Bundle targets. A target is a file here, found because it exists; it holds one value, ``TARGET``.
 
-It offers ``PIPELINE`` (the passes that lower the canonical graph to what its runtime runs fastest) and
-``files(facts) → name → bytes`` (what the runtime wants beside ``model.onnx`` and ``model.onnx.data``).
+A target says which models a runtime wants (`ModelFile`: passes, weights, names), what that runtime runs, and which
+small files it wants beside them. What several targets want alike is built and proven once (`onnx_gpt.bundle.plan`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.bundle.decoder_facts import DecoderFacts
+from onnx_gpt.bundle.runtime import Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +27,17 @@ class BundleFacts:
         decoder: None for a graph without a cache.
         config: keys of ``config.json``.
         files: tokenizer and generation files, by name.
+        data_files: how many files hold each model's weights, by the model's path in the bundle.
     """
 
     decoder: DecoderFacts | None
     config: Mapping[str, Any]
     files: Mapping[str, bytes]
+    data_files: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def common_files(self) -> dict[str, bytes]:
         """config.json, tokenizer and generation files, as every runtime wants them."""
-        config = json.dumps(dict(self.config), indent=2, ensure_ascii=False).encode() + b"\n"
-        return {"config.json": config, **self.files}
+        return {"config.json": json_bytes(self.config), **self.files}
 
     def token_ids(self, key: str) -> list[int]:
         """``eos_token_id`` and the like: generation_config.json goes before config.json; one id or several."""
@@ -45,19 +48,72 @@ class BundleFacts:
         return [int(v) for v in value] if isinstance(value, list) else [int(value)]
 
 
-class Target(Protocol):
-    """What a target's file offers."""
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON file of a bundle."""
+    return json.dumps(dict(value), indent=2, ensure_ascii=False).encode() + b"\n"
 
-    PIPELINE: str
 
-    @staticmethod
-    def files(facts: BundleFacts) -> dict[str, bytes]: ...
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How one model of a target wants its weights, whatever the job asks for. Fields are those of `Recipe`."""
+
+    quantize: str
+    block_size: int | None = None
+    table_bits: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+    """One model of a target.
+
+    Attributes:
+        name: by which a user asks for it alone: ``web:q4``.
+        path: of the ``.onnx`` file in the bundle.
+        pipeline: passes that lower the canonical graph to what the runtime runs fastest.
+        runtime: what it is made for.
+        weights: None where they are as the job asks.
+        data_suffix: of the name of a file of weights, after ``path``; those after the first end in ``_1``, ``_2`` …
+        data_limit: bytes of one file of weights, at most; None for no limit.
+        opened: the file that the runtime opens, where `Target.finish` makes another out of ``path``.
+    """
+
+    name: str
+    path: str
+    pipeline: str
+    runtime: Runtime
+    weights: Weights | None = None
+    data_suffix: str = ".data"
+    data_limit: int | None = None
+    opened: str | None = None
+
+    def data_name(self, i: int) -> str:
+        """Name of the i-th file of weights, which lies beside ``path``."""
+        return f"{Path(self.path).name}{self.data_suffix}{f'_{i}' if i else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One runtime's bundle.
+
+    Attributes:
+        name: that of its file here, and of its folder where a job has several.
+        models: all that the target offers, the first being the one that a report's head speaks of.
+        files: small files by their path in the bundle.
+        finish: called with the folder when everything else lies in it, to turn it into what the runtime opens. The
+            models have passed parity before; those with ``opened`` are compared with what they were made of after.
+    """
+
+    name: str
+    models: tuple[ModelFile, ...]
+    files: Callable[[BundleFacts], Mapping[str, bytes]]
+    finish: Callable[[Path], None] | None = None
 
 
 @functools.cache
 def targets() -> Mapping[str, Target]:
     """Targets by name."""
-    return cast(Mapping[str, Target], modules_of(__name__))
+    found: dict[str, Target] = {name: module.TARGET for name, module in modules_of(__name__).items()}
+    return found
 
 
 def target(name: str) -> Target:
@@ -74,3 +130,27 @@ def target(name: str) -> Target:
             exit=Exit.USAGE,
         )
     return targets()[name]
+
+
+def chosen(asked: str) -> Target:
+    """A target with the models that are asked for: ``web`` with all of them, ``web:q8+q4`` with two.
+
+    Raises:
+        OnnxGptError: ``target-unknown`` (exit 2).
+    """
+    name, _, some = asked.partition(":")
+    whole = target(name)
+    if not some:
+        return whole
+    offered = {model.name: model for model in whole.models}
+    for model in some.split("+"):
+        if model not in offered:
+            raise OnnxGptError(
+                "target-unknown",
+                f"target {name!r} has no model {model!r}",
+                f"use some of {', '.join(offered)}, as in {name}:{'+'.join(list(offered)[:2])}",
+                exit=Exit.USAGE,
+            )
+    return dataclasses.replace(
+        whole, models=tuple(model for model in whole.models if model.name in some.split("+"))
+    )

@@ -8,9 +8,8 @@ from typing import Any
 from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import ORT_PIPELINE
 from onnx_gpt.bundle.decoder_facts import DecoderFacts
-from onnx_gpt.bundle.targets import BundleFacts
-
-PIPELINE = ORT_PIPELINE
+from onnx_gpt.bundle.runtime import Runtime
+from onnx_gpt.bundle.targets import BundleFacts, ModelFile, Target
 
 
 def files(facts: BundleFacts) -> dict[str, bytes]:
@@ -78,3 +77,10 @@ def genai_config(facts: BundleFacts, decoder: DecoderFacts) -> dict[str, Any]:
             "top_p": 1.0,
         },
     }
+
+
+TARGET = Target(
+    name="genai",
+    models=(ModelFile("model", "model.onnx", ORT_PIPELINE, Runtime("onnxruntime-genai 0.18")),),
+    files=files,
+)

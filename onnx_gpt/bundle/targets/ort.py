@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from graph_passes import ORT_PIPELINE
-from onnx_gpt.bundle.targets import BundleFacts
+from onnx_gpt.bundle.runtime import Runtime
+from onnx_gpt.bundle.targets import BundleFacts, ModelFile, Target
 
-PIPELINE = ORT_PIPELINE
+CPU = Runtime("onnxruntime 1.32 on CPU")
 
-
-def files(facts: BundleFacts) -> dict[str, bytes]:
-    return facts.common_files()
+TARGET = Target(
+    name="ort",
+    models=(ModelFile("model", "model.onnx", ORT_PIPELINE, CPU),),
+    files=BundleFacts.common_files,
+)

@@ -1,0 +1,2 @@
+"""Makes decoders smaller: single weights set to zero (`weights`), or neurons, heads, layers, tokens taken out
+(`structure`)."""

@@ -1,0 +1,163 @@
+"""A decoder together with its weights, which pruning cuts pieces of and puts pieces into; and its parts as runnable
+pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration import collecting
+from calibration.collecting import Piece
+from calibration.quantization.sites import site_of
+from calibration.segments import Segment
+from exporter.build import build
+from exporter.decoder import Decoder, Layer
+from exporter.weights import Weight
+from graph_passes import run_pipeline
+from graph_passes.matching import role_of
+
+PIPELINE = "fold, attention"
+"""From the canonical graph to one whose layers run fast and whose products are still those of the checkpoint."""
+
+OUT = "residual"
+"""What a layer gives: the residual stream after it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A decoder and its weights by role, unread."""
+
+    decoder: Decoder
+    weights: Mapping[str, Weight]
+
+    def layer(self, i: int) -> dict[str, Weight]:
+        """The weights of a layer by what follows ``layers.{i}.`` in their roles."""
+        start = f"layers.{i}."
+        return {role.removeprefix(start): w for role, w in self.weights.items() if role.startswith(start)}
+
+    def with_layer(self, i: int, layer: Layer, weights: Mapping[str, Weight]) -> Described:
+        """The same with another layer i: its sizes, and the weights that are given; the others stay."""
+        layers = list(self.decoder.layers)
+        layers[i] = layer
+        changed = {f"layers.{i}.{role}": weight for role, weight in weights.items()}
+        decoder = dataclasses.replace(self.decoder, layers=tuple(layers))
+        return Described(decoder, {**self.weights, **changed})
+
+    def without(self, gone: Sequence[int]) -> Described:
+        """The same without some layers; those after them move up."""
+        kept = [i for i in range(len(self.decoder.layers)) if i not in gone]
+        weights = {role: w for role, w in self.weights.items() if not role.startswith("layers.")}
+        for place, i in enumerate(kept):
+            weights |= {f"layers.{place}.{role}": weight for role, weight in self.layer(i).items()}
+        layers = tuple(self.decoder.layers[i] for i in kept)
+        return Described(dataclasses.replace(self.decoder, layers=layers), weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A part of a decoder in onnxruntime.
+
+    Attributes:
+        names: of its values in the graph, by what they are asked for as.
+    """
+
+    piece: Piece
+    names: Mapping[str, str]
+
+    def run(self, tokens: np.ndarray, x: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The values asked for, of hidden states ``[B, S, E]`` or of tokens ``[B, S]`` alone."""
+        taken = [name for name, (_, dtype) in self.piece.inputs.items() if _is_hidden(name, dtype)]
+        found = self.piece.run(tokens, {} if x is None else dict.fromkeys(taken, x))
+        return {label: found[name] for label, name in self.names.items()}
+
+
+def _is_hidden(name: str, dtype: str) -> bool:
+    return dtype == "tensor(float)" and not name.startswith("past_key_values.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """Loads the parts of a decoder, for tokens with nothing before them.
+
+    Attributes:
+        folder: scratch, for files that a part is loaded from.
+        window: tokens of a sequence, at most.
+    """
+
+    folder: Path
+    window: int
+
+    def embedding(self, model: Described) -> Loaded:
+        """Tokens in, hidden states out."""
+        graph = self._graph(model, 0)
+        return self._load(graph, [], {OUT: _input_of_layer(graph.graph)}, "embedding")
+
+    def layer(self, model: Described, i: int, outputs: Sequence[str] = (OUT,)) -> Loaded:
+        """Layer i: hidden states in.
+
+        Args:
+            outputs: `OUT`, ``attention_residual``, or a linear map's ``ffn.down.input`` and ``ffn.down.output``.
+        """
+        graph = self._graph(model, i)
+        first = _input_of_layer(graph.graph)
+        known = _values_of(graph.graph)
+        return self._load(graph, [first], {label: known[label] for label in outputs}, f"layers.{i}")
+
+    def head(self, model: Described) -> Loaded:
+        """The last norm and the head: hidden states in, logits ``[B, S, V]`` out."""
+        graph = self._graph(model, 0)
+        known = _values_of(graph.graph)
+        return self._load(graph, [known[OUT]], {"logits": known["logits"]}, "head")
+
+    def _graph(self, model: Described, i: int) -> ir.Model:
+        """The decoder with layer i alone."""
+        one = model.without([k for k in range(len(model.decoder.layers)) if k != i])
+        context = min(self.window, one.decoder.context_length)
+        graph = build(one.decoder, one.weights, context_length=context)
+        run_pipeline(graph, PIPELINE, verify=False)
+        return graph
+
+    def _load(
+        self, graph: ir.Model, incoming: Sequence[ir.Value], outputs: Mapping[str, ir.Value], name: str
+    ) -> Loaded:
+        segment = _between(graph, incoming, list(outputs.values()), name)
+        names = {label: str(value.name) for label, value in outputs.items()}
+        self.folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as own:
+            return Loaded(collecting.load(segment, list(names.values()), Path(own)), names)
+
+
+def _values_of(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Values of a graph of one layer by the labels of `Runner.layer`."""
+    found = {str(v.name).removeprefix("layers.0."): v for node in graph for v in node.outputs}
+    for node in graph:
+        site = site_of(node)
+        if site is not None and site.kind == "multiply":
+            role = site.role.removeprefix("layers.0.")
+            found |= {f"{role}.input": site.input, f"{role}.output": site.output}
+    return found
+
+
+def _input_of_layer(graph: ir.Graph) -> ir.Value:
+    """The residual stream as the layer finds it."""
+    norm = next(node for node in graph if role_of(node) == "layers.0.attention_norm")
+    assert norm.inputs[0] is not None
+    return norm.inputs[0]
+
+
+def _between(
+    model: ir.Model, incoming: Sequence[ir.Value], outputs: Sequence[ir.Value], name: str
+) -> Segment:
+    """What makes some values out of others and the inputs of the whole."""
+    others = [value for value in model.graph.inputs if value not in incoming]
+    graph = ir.convenience.extract(model.graph, [*incoming, *others], outputs)
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+        graph.initializers.pop(str(value.name), None)
+    made = ir.Model(graph, ir_version=model.ir_version)
+    return Segment(name, made, tuple(str(value.name) for value in incoming), (), ())

@@ -1,0 +1,164 @@
+"""Static 8 bits chosen product by product, each on what the quantized ones before it give.
+
+For each piece of the graph, which begins with products of known inputs: find the range of those inputs, choose codes
+for the least error on the rounded inputs, and run the piece in integers. So ranges and codes answer for the errors of
+everything before them. For a static product the objective is that of its own arithmetic,
+
+    min ‖W·X − Ŵ·X̂‖,  X̂ = DQ(Q(X)),  taken as  min tr((W − Ŵ)·H·(W − Ŵ)ᵀ)  with  H = X̂·X̂ᵀ / T,
+
+by GPTQ with one scale a channel (`calibration.quantization.gptq`; Frantar et al. 2022, arXiv 2210.17323).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.collecting import Stream
+from calibration.quantization import gptq
+from calibration.quantization.calibrated import Advance, forward, moments, quantized
+from calibration.quantization.sites import Site
+from calibration.quantization.tensors import CHUNK, Coder
+from calibration.quantization.weight_only import Coders, pieces, quantize_weights
+from calibration.scheme import Gptq, Grid, Static
+from calibration.segments import Segment, cut
+from calibration.static.codes import ChannelCodes, ChosenCodes
+from calibration.static.qdq import Range, is_static, quantize_products, rounded_to
+from calibration.statistics.hessian import Hessian, product
+from calibration.statistics.histogram import Histogram
+from calibration.threads import in_order, single_threaded_blas
+
+SAMPLED = 4
+"""Of so many tokens one is counted for a range."""
+LARGEST = 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels(Grid):
+    """8 bits with one scale for a whole row, −127 … 127."""
+
+    @property
+    def low(self) -> int:
+        return -LARGEST
+
+    @classmethod
+    def of(cls, columns: int) -> Channels:
+        """For rows of so many columns."""
+        return cls(8, max(16, 1 << (columns - 1).bit_length()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What was chosen for a model.
+
+    Attributes:
+        ranges: of the inputs of static products, by name.
+        codes: of static products, by the name of the matrix.
+        coders: of the other products, for `quantize_weights`.
+    """
+
+    ranges: Mapping[str, Range]
+    codes: Mapping[str, ChannelCodes]
+    coders: Coders
+
+
+def calibrate(
+    model: ir.Model,
+    scheme: Static,
+    tokens: np.ndarray,
+    folder: Path,
+    advance: Advance,
+    others: Collection[str] = (),
+) -> Chosen:
+    """Ranges and codes of every product inside a layer.
+
+    Args:
+        model: a float decoder as passes leave it; it is not changed.
+        tokens: int64 ``[N, S]``, every one real.
+        folder: scratch; the codes stay in it until the model has been written.
+        others: roles that are to be static beyond those that always are.
+    """
+    stream = Stream(tokens, folder)
+    segments = cut(model, at="products")
+    chosen = Chosen({}, {}, {})
+    with single_threaded_blas():
+        for i, segment in enumerate(segments[:-1]):
+            advance(i, len(segments) - 1, segment.name)
+            own = _choose(segment, scheme, stream, folder, others)
+            sites = [site for site in segment.sites() if is_static(site, others)]
+            ranges = {site.input: own.ranges[str(site.input.name)] for site in sites}
+            quantize_products(segment.model, sites, ranges, own.codes)
+            quantize_weights(segment.model, scheme, own.coders)
+            forward(segment, stream, folder)
+            chosen = Chosen(
+                {**chosen.ranges, **own.ranges},
+                {**chosen.codes, **own.codes},
+                {**chosen.coders, **own.coders},
+            )
+    return chosen
+
+
+def _choose(
+    segment: Segment, scheme: Static, stream: Stream, folder: Path, others: Collection[str]
+) -> Chosen:
+    sites = [site for site in segment.sites() if site.kind == "multiply"]
+    static = [site for site in sites if is_static(site, others)]
+    ranges = {name: _range(name, stream) for name in dict.fromkeys(str(s.input.name) for s in static)}
+    codes: dict[str, ChannelCodes] = {}
+    coders: dict[str, list[Coder | None]] = {}
+    damping = Gptq(scheme.layers, scheme.table).damping
+    for n, site in enumerate(sites):
+        source, name = str(site.input.name), str(site.table.name)
+        if is_static(site, others):
+            inputs = gptq.objective(
+                _rounded_moment(source, ranges[source], stream).finish(), damping, site.role
+            )
+            codes[name] = _channels(site, inputs, folder / f"{segment.name}.{n}")
+        else:
+            inputs = gptq.objective(moments(segment, stream)[source].finish(), damping, site.role)
+            coders[name] = [
+                None
+                if grid is None
+                else quantized(weight, grid, inputs, site, folder / f"{segment.name}.{n}.{i}")
+                for i, (weight, grid) in enumerate(pieces(site, scheme))
+            ]
+    return Chosen(ranges, codes, coders)
+
+
+def _range(name: str, stream: Stream) -> Range:
+    found = Histogram.empty()
+    for batch in range(len(stream.batches)):
+        value = stream.feeds(batch, [name])[name]
+        found.add(value.reshape(-1, value.shape[-1])[batch % SAMPLED :: SAMPLED])
+    return found.finish().least_error()
+
+
+def _rounded_moment(name: str, ends: Range, stream: Stream) -> Hessian:
+    """The second moment of inputs as the product sees them."""
+    moment: Hessian | None = None
+    for found, count in in_order(
+        lambda batch: product(rounded_to(stream.feeds(batch, [name])[name], ends)), range(len(stream.batches))
+    ):
+        moment = (moment or Hessian.empty(len(found))).add_product(found, count)
+    assert moment is not None
+    return moment
+
+
+def _channels(site: Site, inputs: gptq.Objective, stem: Path) -> ChosenCodes:
+    weight = site.weight
+    rows, columns = weight.shape
+    chosen = ChosenCodes(str(site.table.name).removesuffix(".weight"), (rows, columns), stem)
+    grid = Channels.of(columns)
+    name = str(site.table.name)
+    work = in_order(
+        lambda ab: gptq.quantize(weight.rows(*ab), inputs, grid, name, ab[0]), weight.pieces(CHUNK)
+    )
+    for coded in work:
+        scale = coded.scale[:, 0].astype(np.float32)
+        codes = (coded.codes.astype(np.int16) - LARGEST) * np.where(scale < 0, -1, 1)[:, None]
+        chosen.append(codes.astype(np.int8), np.abs(scale))
+    return chosen

@@ -1,0 +1,127 @@
+"""The configuration of a decoder with other sizes: fewer layers, narrower feed-forwards, fewer heads, a smaller
+vocabulary.
+
+Where the family's own keys can say it, the result is an ordinary configuration; where a size differs from layer to
+layer, or the family derives it from another (GPT-2's heads), it is one with the section of `exporter.variants`.
+Whether the keys can say it is found out by describing what they say. A family spells its sizes in one of a few
+ways, which are listed once, here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exporter import variants
+from exporter.checkpoint import Checkpoint
+from exporter.decoder import Decoder, Layer
+from exporter.errors import OnnxGptError, unsupported
+from exporter.families import describe, family_of
+from exporter.variants import LayerSizes, sizes_of
+
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "layers": ("num_hidden_layers", "n_layer"),
+    "ffn": ("intermediate_size", "n_inner"),
+    "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim",),
+    "hidden": ("hidden_size", "n_embd"),
+    "vocab": ("vocab_size",),
+}
+"""Keys of ``config.json`` by what they say. GPT-2's ``n_head`` is not among them: with it the size of a head would
+change."""
+
+
+def key_of(checkpoint: Checkpoint, size: str) -> str | None:
+    """The key by which a checkpoint's family says a size, a key of `SPELLINGS`; None where it has none."""
+    known = family_of(checkpoint).Config.model_fields
+    return next((key for key in SPELLINGS[size] if key in known), None)
+
+
+def resized_config(
+    checkpoint: Checkpoint,
+    sizes: Sequence[LayerSizes],
+    *,
+    kept: Sequence[int] | None = None,
+    vocab: int | None = None,
+) -> dict[str, Any]:
+    """The configuration of what is left of a decoder.
+
+    Args:
+        sizes: of each layer that is left.
+        kept: numbers of the layers that are left, rising; all by default.
+        vocab: rows that are left of the embedding.
+
+    Raises:
+        OnnxGptError: ``variant-impossible`` (exit 3) where what is left would not be what was pruned: a family that
+            scales its scores by the number of the layer, say.
+    """
+    before = describe(checkpoint)
+    layers = [before.layers[i] for i in (range(len(before.layers)) if kept is None else kept)]
+    config = variants.ordinary_config(checkpoint.config)
+    config[_required(checkpoint, "layers")] = len(layers)
+    config[_required(checkpoint, "vocab")] = vocab or before.vocab_size
+    if "layer_types" in family_of(checkpoint).Config.model_fields and len(layers) < len(before.layers):
+        config["layer_types"] = [_type(layer) for layer in layers]
+    config[_required(checkpoint, "ffn")] = max(size.ffn for size in sizes)
+    whole = _with_heads(checkpoint, config, sizes)
+    described = describe(dataclasses.replace(checkpoint, config=whole))
+    if [sizes_of(layer) for layer in described.layers] != list(sizes):
+        whole = variants.with_section(whole, sizes)
+        described = describe(dataclasses.replace(checkpoint, config=whole))
+    _require_same(layers, described)
+    return whole
+
+
+def _with_heads(
+    checkpoint: Checkpoint, config: dict[str, Any], sizes: Sequence[LayerSizes]
+) -> dict[str, Any]:
+    """The configuration with the heads that all layers have, where the family can say it without resizing a
+    head."""
+    head_dim = describe(checkpoint).layers[0].attention.head_dim
+    values = {"heads": sizes[0].heads, "kv_heads": sizes[0].kv_heads, "head_dim": head_dim}
+    keys = {size: key_of(checkpoint, size) for size in values}
+    alike = len({(size.heads, size.kv_heads) for size in sizes}) == 1
+    if sizes_of(describe(checkpoint).layers[0]).heads == sizes[0].heads or not alike or None in keys.values():
+        return config
+    said = config | {str(keys[size]): value for size, value in values.items()}
+    try:
+        layers = describe(dataclasses.replace(checkpoint, config=said)).layers
+    except OnnxGptError:  # a family that derives the size of a head refuses to be told it
+        return config
+    same = all((one.attention.heads, one.attention.head_dim) == (sizes[0].heads, head_dim) for one in layers)
+    return said if same else config
+
+
+def _type(layer: Layer) -> str:
+    return "full_attention" if layer.attention.window is None else "sliding_attention"
+
+
+def _required(checkpoint: Checkpoint, size: str) -> str:
+    key = key_of(checkpoint, size)
+    if key is None:
+        raise unsupported(
+            "variant-impossible",
+            f"the family of {checkpoint.architecture} has no key for its number of {size}",
+            "describe it in exporter/resizing.py",
+        )
+    return key
+
+
+def _require_same(layers: Sequence[Layer], described: Decoder) -> None:
+    """Layers that have moved up must be what they were but for their sizes and the names of their tensors."""
+    for i, (was, now) in enumerate(zip(layers, described.layers, strict=True)):
+        if _nature(was) != _nature(now):
+            raise unsupported(
+                "variant-impossible",
+                f"layer {i} of what is left would compute something else: its attention depends on its place",
+                "keep all layers of this family",
+                (f"was {_nature(was)}", f"would be {_nature(now)}"),
+            )
+
+
+def _nature(layer: Layer) -> tuple[object, ...]:
+    attention, ffn = layer.attention, layer.ffn
+    own = (attention.scale, attention.window, attention.softcap, attention.rope, attention.head_dim)
+    return (*own, ffn.activation, ffn.gate is None, layer.parallel)

@@ -1,0 +1,205 @@
+"""One model of a job: source → graph → passes → quantization → a written file.
+
+Nothing before `write` reads a weight, but what calibration runs.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from calibration.dynamic.products import quantize_dynamically
+from calibration.kv_cache import attentions_with_cache, quantize_cache
+from calibration.quantization.qdq import to_qdq
+from calibration.quantization.weight_only import Coders, Treatment, quantize_weights
+from calibration.scheme import Floats
+from calibration.transforms.rotation import rotated
+from exporter.checkpoint import Opened
+from exporter.emitter import ROLE
+from exporter.errors import unsupported
+from graph_passes import run_pipeline
+from graph_passes.lint import require_no_cliffs
+from onnx_gpt.bundle.decoder_facts import DecoderFacts, decoder_facts
+from onnx_gpt.bundle.plan import Build
+from onnx_gpt.bundle.runtime import require_runs
+from onnx_gpt.bundle.writing import nbytes, save
+from onnx_gpt.calibrating import cache_ranges, calibration_windows
+from onnx_gpt.channels import Channels, channels_of
+from onnx_gpt.codes import choose_codes
+from onnx_gpt.exporting import Exported, Transform, export, pipeline_of, require_contract
+from onnx_gpt.halving import HalfPlan, plan_half
+from onnx_gpt.progress import Progress
+from onnx_gpt.recipe import Recipe
+from onnx_gpt.report import GraphFacts, ModelFacts, PassFacts
+from onnx_gpt.static_int8 import quantize_statically
+
+DYNAMIC = "8 bits by channel, inputs 8 bits by token"
+"""What a report calls the format of `calibration.dynamic`."""
+
+Stage = Callable[[str], AbstractContextManager[dict[str, int]]]
+"""Times a step of the job; what it yields may be given ``nodes``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A finished model.
+
+    Attributes:
+        folder: where `write` puts it; what is needed until then lies there too.
+        exported: its graph, lazy, and what is known of the source.
+        decoder: None for a graph without a cache.
+        facts: for the report; parity is ``not run`` as long as it has not.
+        transform: what the checkpoint's decoder went through before its graph was built.
+    """
+
+    folder: Path
+    exported: Exported
+    decoder: DecoderFacts | None
+    facts: ModelFacts
+    transform: Transform | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its weights take."""
+        return nbytes(self.exported.model)
+
+
+def build(opened: Opened, wanted: Build, folder: Path, stage: Stage, progress: Progress) -> Built:
+    """Make one graph and decide how each of its weights is written.
+
+    Args:
+        folder: made for what the model needs until it has been written.
+
+    Raises:
+        OnnxGptError: with the exit status of docs/errors.md.
+    """
+    recipe = wanted.recipe
+    folder.mkdir(parents=True)
+    channels: Channels | None = None
+    if recipe.scales_channels:
+        with stage("channels"):
+            channels = channels_of(opened, recipe, wanted.pipeline, folder / "channels", progress)
+    with stage("export") as facts:
+        transform = None if channels is None else channels.transform
+        if recipe.is_dynamic:
+            transform = rotated
+        exported = export(opened, recipe.context_length, transform=transform)
+        facts["nodes"] = len(exported.model.graph)
+    with stage("passes") as facts:
+        pipeline = pipeline_of(exported, recipe.passes, wanted.pipeline)
+        passes = run_pipeline(exported.model, pipeline, verify=recipe.verify)
+        require_contract(exported.model, passes)
+        decoder = decoder_facts(exported.model, exported.vocab_size, exported.context_length)
+        facts["nodes"] = len(exported.model.graph)
+    quantized, calibration = _quantize(opened, exported, recipe, channels, folder, stage, progress)
+    if wanted.qdq:
+        to_qdq(exported.model)
+    for runtime in wanted.runtimes:
+        require_runs(exported.model, runtime)
+    model_facts = ModelFacts(
+        recipe=recipe.echo(),
+        pipeline=pipeline,
+        passes=tuple(PassFacts.model_validate(entry, from_attributes=True) for entry in passes),
+        graph=graph_facts(exported),
+        quantization=quantized,
+        calibration=calibration,
+        parity="not run",
+    )
+    return Built(folder, exported, decoder, model_facts, transform)
+
+
+def write(built: Built, progress: Progress) -> None:
+    """Stream a model into its folder, and drop what it was made of."""
+    save(built.exported.model, built.folder, progress)
+    for name in ("codes", "channels"):
+        shutil.rmtree(built.folder / name, ignore_errors=True)
+
+
+def _quantize(
+    opened: Opened,
+    exported: Exported,
+    recipe: Recipe,
+    channels: Channels | None,
+    folder: Path,
+    stage: Stage,
+    progress: Progress,
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Formats by how many uses of a weight took them, and the facts of the text that was calibrated on."""
+    calibration: dict[str, Any] = {} if channels is None else dict(channels.text)
+    coders: Coders = {}
+    if recipe.chooses_codes:
+        with stage("codes"):
+            coders, calibration = choose_codes(opened, exported, recipe, folder / "codes", progress)
+    static: Sequence[str] = ()
+    if recipe.is_static:
+        with stage("ranges"):
+            static, coders, calibration = quantize_statically(
+                opened, exported, recipe, channels.static if channels else (), folder / "codes", progress
+            )
+    if recipe.kv_cache == "int8":
+        with stage("cache"):
+            cached = quantize_kv_cache(opened, exported, recipe, folder / "cache", progress)
+            calibration = cached | calibration
+    halves: HalfPlan | None = None
+    if recipe.is_half:
+        with stage("float16"):
+            halves = plan_half(opened, exported, recipe.calibration, folder / "float16", progress)
+            calibration = dict(halves.text) | calibration
+    with stage("quantize") as facts:
+        if recipe.is_dynamic:
+            quantized = {DYNAMIC: len(quantize_dynamically(exported.model))}
+        else:
+            quantized = quantize(exported, recipe, coders)
+        if static:
+            quantized |= {"8 bits by channel, inputs 8 bits by tensor": len(static)}
+        facts["nodes"] = len(exported.model.graph)
+    require_no_cliffs(exported.model)  # of a CPU, before float16, which is not for one
+    if halves is not None:
+        calibration |= {"float16": halves.apply(exported.model)}
+    return quantized, calibration
+
+
+def quantize_kv_cache(
+    opened: Opened, exported: Exported, recipe: Recipe, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Let the float graph keep its cache as int8, with scales from what it holds on calibration text; which text."""
+    attentions_with_cache(exported.model)  # refused before anything is run
+    windows = calibration_windows(opened, exported, recipe.calibration, recipe.calibration_windows)
+    quantize_cache(exported.model, cache_ranges(exported.model, windows.tokens, folder, progress))
+    return windows.facts()
+
+
+def quantize(exported: Exported, recipe: Recipe, coders: Coders) -> dict[str, int]:
+    """Replace float weights by codes, lazily. Gives how many uses of a weight took which format."""
+    scheme = None if recipe.quantize == "none" else recipe.scheme()
+    if scheme is None or isinstance(scheme, Floats):
+        return {}
+    if not any(ROLE in node.metadata_props for node in exported.model.graph):
+        raise unsupported(
+            "module-quantize",
+            "the weights of this graph have no roles, by which a scheme speaks of them",
+            "use --quantize none, or save the model as a checkpoint of a known family",
+        )
+    done = quantize_weights(exported.model, scheme, coders)
+    return dict(collections.Counter(map(_format, done)))
+
+
+def _format(treatment: Treatment) -> str:
+    if treatment.bits is None:
+        return f"float32: {treatment.reason}"
+    minimum = " with minimum" if treatment.minimum else ""
+    return f"{treatment.bits} bits, blocks of {treatment.block_size}{minimum}"
+
+
+def graph_facts(exported: Exported) -> GraphFacts:
+    """Nodes of the graph as it is written."""
+    model = exported.model
+    ops = collections.Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph)
+    bodies = {identifier: len(function) for identifier, function in model.functions.items()}
+    inlined = sum(bodies.get(node.op_identifier(), 1) for node in model.graph)
+    return GraphFacts(nodes=sum(ops.values()), inlined_nodes=inlined, ops=dict(ops.most_common()))

@@ -1,0 +1,89 @@
+"""transformers.js 4 on onnxruntime-web: the folder of a Hugging Face repository, a model for each kind of device.
+
+| model | device | weights | why |
+|---|---|---|---|
+| ``onnx/model.onnx`` | WebGPU, Node | float32 | the reference; transformers.js takes it where nothing is asked for |
+| ``onnx/model_quantized.onnx`` | WASM | ``dynamic8`` | integer kernels: MatMulNBits takes 15 to 60 times as long there |
+| ``onnx/model_q4.onnx`` | WebGPU | ``int4``, blocks of 32 | everything stays on the GPU |
+| ``onnx/model_q4f16.onnx`` | WebGPU with shader-f16 | the same, float16 | half the memory for activations and cache |
+
+transformers.js pads batches on the left and lets the cache grow. On a GPU GroupQueryAttention takes a bias and positions
+for that (the standard Attention would run on the CPU); in WASM the standard Attention is as fast in decoding and 3 to 11
+times as fast in a prompt. The figures are in docs/targets.md.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from exporter.errors import unsupported
+from onnx_gpt.bundle.runtime import Runtime
+from onnx_gpt.bundle.targets import BundleFacts, ModelFile, Target, Weights, json_bytes
+
+WEBGPU = Runtime("onnxruntime-web 1.31 on WebGPU", caches=("float",))
+WASM = Runtime(
+    "onnxruntime-web 1.31 on WASM",
+    lacks=frozenset(["com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized"]),
+    caches=("float",),
+)
+GPU_PIPELINE = "fold, attention{padding=any}, qkv, keep, norm, mlp, head, gemm, outline, required, clean"
+WASM_PIPELINE = "fold, keep, norm, mlp, head, outline, required, clean"
+DATA_LIMIT = 2_000_000_000
+"""Bytes of one file of weights: a browser's ArrayBuffer holds little more than 2 GB."""
+
+
+def _model(name: str, suffix: str, pipeline: str, runtime: Runtime, weights: Weights) -> ModelFile:
+    return ModelFile(
+        name=name,
+        path=f"onnx/model{suffix}.onnx",
+        pipeline=pipeline,
+        runtime=runtime,
+        weights=weights,
+        data_suffix="_data",
+        data_limit=DATA_LIMIT,
+    )
+
+
+def files(facts: BundleFacts) -> dict[str, bytes]:
+    """Small files. The chat template goes into tokenizer_config.json, the only place where transformers.js looks."""
+    if facts.decoder is None:
+        raise unsupported(
+            "target-needs-cache",
+            "transformers.js runs decoders with a KV cache, and this graph has none",
+            "use --target ort for a module without a cache",
+        )
+    given = dict(facts.files)
+    template = given.pop("chat_template.jinja", None)
+    tokens: dict[str, Any] = json.loads(given.get("tokenizer_config.json", b"{}"))
+    if template is not None:
+        tokens["chat_template"] = template.decode("utf-8")
+    given["tokenizer_config.json"] = json_bytes(tokens)
+    given.setdefault("generation_config.json", json_bytes(_generation(facts)))
+    return {"config.json": json_bytes(_config(facts)), **given}
+
+
+def _generation(facts: BundleFacts) -> dict[str, Any]:
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: facts.config[key] for key in keys if facts.config.get(key) is not None}
+
+
+def _config(facts: BundleFacts) -> dict[str, Any]:
+    data = {path.rpartition("/")[2]: count for path, count in facts.data_files.items()}
+    own = {
+        "use_external_data_format": data,
+        "kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"},
+    }
+    return {**facts.config, "transformers.js_config": own}
+
+
+TARGET = Target(
+    name="web",
+    models=(
+        _model("fp32", "", GPU_PIPELINE, WEBGPU, Weights("none")),
+        _model("q8", "_quantized", WASM_PIPELINE, WASM, Weights("dynamic8")),
+        _model("q4", "_q4", GPU_PIPELINE, WEBGPU, Weights("int4", block_size=32, table_bits=8)),
+        _model("q4f16", "_q4f16", GPU_PIPELINE, WEBGPU, Weights("q4f16", block_size=32, table_bits=8)),
+    ),
+    files=files,
+)

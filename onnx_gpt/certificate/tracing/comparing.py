@@ -1,0 +1,266 @@
+"""Holds what is stored against what is expected: floats bit for bit, codes within their steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.weights import Weight
+from graph_passes.matching import role_of
+from onnx_gpt.certificate.tracing.diagnosis import diagnose
+from onnx_gpt.certificate.tracing.expected import Expected, is_neutral, stacked
+from onnx_gpt.certificate.tracing.found import Use, uses_of
+from onnx_gpt.certificate.tracing.stored import Blocks
+
+PIECE = 4 << 20
+"""Bytes of float32 that are compared at once."""
+
+UNTRACED_BYTES = 64
+"""Bytes of a constant from which on it is said where it is traced to nothing."""
+
+SAMPLES = 3
+"""Runs of rows of a matrix that are compared where not all are."""
+
+FEWEST = 8
+"""Rows from which on a column has a mean."""
+
+ROUNDING = 1e-5
+"""Relative to a row's root mean square: what float32 sums of a rotation may differ by in another order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """What codes may be off by.
+
+    Attributes:
+        inner: steps of its block, of a code inside its range; half of one where codes are rounded to nearest.
+        end: the same of a code at an end of its range, which larger weights are clipped to.
+        rms: steps of a row or column, in root mean square.
+        relative: share of a row's own root mean square that comes on top; columns are not looked at then.
+    """
+
+    inner: float
+    end: float
+    rms: float
+    relative: float
+
+
+NEAREST = Tolerance(0.51, 2.5, 0.5, 0.0)
+"""Round to nearest: errors are spread evenly over a step, 0.29 in the mean, and scales clip the largest weights."""
+
+CHOSEN = Tolerance(math.inf, math.inf, 4.0, 0.5)
+"""Codes that were chosen for a layer's outputs (GPTQ) take over the errors of the columns before them, and go far where
+inputs never do: by 100 steps of 8 bits in some columns, and still by 2 % of the weight."""
+
+KEPT = Tolerance(0.02, 0.02, 0.01, 0.0)
+"""The source's own codes: the same numbers, computed in another order."""
+
+
+def tolerance_of(quantize: str, method: str) -> Tolerance:
+    """The tolerance of a scheme: values of ``--quantize`` and ``--method``."""
+    if quantize == "keep":
+        return KEPT
+    return NEAREST if method == "rtn" else CHOSEN
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Where each weight of a graph comes from.
+
+    Attributes:
+        exact: roles whose floats are the source's, bit for bit.
+        rounded: roles whose codes or float16 are the source's within the tolerance: root mean square of the error, in
+            steps, or relative for float16.
+        untraced: constants that are no weights of the source's, or are kept in a way that is not known here.
+        failures: what is not the source's, and what it is instead where that can be told.
+    """
+
+    exact: tuple[str, ...]
+    rounded: Mapping[str, float]
+    untraced: tuple[str, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """``pass`` or ``fail``."""
+        return "fail" if self.failures else "pass"
+
+
+def trace(
+    model: ir.Model, expected: Expected, tolerance: Tolerance = NEAREST, rows: int | None = None
+) -> Trace:
+    """Trace the weights of a finished graph to the source.
+
+    Args:
+        model: as `exporter.onnx_format.reader.read_file` reads it; its nodes carry roles.
+        expected: see `expected_of`.
+        rows: compare so many rows of each matrix, at its beginning, middle and end; all where None.
+    """
+    exact: dict[str, None] = {}
+    rounded: dict[str, float] = {}
+    failures: dict[str, None] = {}
+    untraced: dict[str, None] = {}
+    seen: set[str] = set()
+    traced: set[ir.Value] = set()
+    for use in uses_of(model, expected):
+        parts = expected.parts(use.role, use.kind) if use.parts is None else use.parts
+        name = use.role if use.kind == "weight" else f"{use.role}.{use.kind}"
+        if isinstance(use.stored, str) or not parts:
+            why = use.stored if isinstance(use.stored, str) else "the source has no such weight"
+            untraced[f"{name}: {why}"] = None
+            continue
+        seen.update(f"{role}.{use.kind}" for role, _ in parts)
+        traced.update(use.initializers)
+        found = _compared(use, parts, expected, tolerance, rows)
+        failures.update(dict.fromkeys(found.failures))
+        if not found.failures:
+            target = exact if found.error is None else rounded
+            target[name] = found.error  # type: ignore[assignment]
+    failures.update(dict.fromkeys(_dropped(expected, seen, untraced)))
+    untraced.update(dict.fromkeys(_rest(model, traced)))
+    return Trace(tuple(exact), rounded, tuple(untraced), tuple(failures))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """``error`` is None where all is exact."""
+
+    failures: tuple[str, ...]
+    error: float | None
+
+
+def _compared(
+    use: Use, parts: Sequence[tuple[str, Weight]], expected: Expected, tolerance: Tolerance, rows: int | None
+) -> _Found:
+    assert not isinstance(use.stored, str)
+    whole = stacked(list(parts))
+    if isinstance(use.stored, Blocks) and len(whole.shape) == 2:
+        use = dataclasses.replace(use, stored=use.stored.cut(whole.shape[1]))
+    assert not isinstance(use.stored, str)
+    suffix = "" if use.kind == "weight" else f".{use.kind}"
+    if whole.shape != use.stored.shape:
+        was = f"it has the dims {list(use.stored.shape)}, the source {list(whole.shape)}"
+        return _Found((f"{use.role}{suffix}: {was}",), None)
+    failures: list[str] = []
+    errors: list[float] = []
+    at = 0
+    for role, weight in parts:
+        sums = _Sums(tolerance, expected.mixed)
+        for start, stop in _ranges(weight, rows):
+            sums.add(weight.rows(start, stop), *use.stored.rows(at + start, at + stop))
+        if sums.wrong:
+            what = diagnose(use.stored, at, weight, role, use.kind, expected)
+            failures.append(f"{role}{suffix}: {what or sums.wrong}")
+        elif not sums.exact:
+            errors.append(sums.rms)
+        at += weight.shape[0]
+    return _Found(tuple(failures), max(errors) if errors else None)
+
+
+def _ranges(weight: Weight, rows: int | None) -> Iterator[tuple[int, int]]:
+    """All rows by pieces, or some at the beginning, in the middle and at the end."""
+    total = weight.shape[0]
+    if rows is None or total <= rows or len(weight.shape) == 1:
+        yield from weight.pieces(PIECE)
+        return
+    run = max(1, rows // SAMPLES)
+    starts = sorted({round(i * (total - run) / (SAMPLES - 1)) for i in range(SAMPLES)})
+    yield from ((start, start + run) for start in starts)
+
+
+class _Sums:
+    """Errors of one weight, by rows and columns, piece by piece; ``wrong`` says what is beyond the tolerance."""
+
+    def __init__(self, tolerance: Tolerance, mixed: bool) -> None:
+        self.tolerance, self.mixed = tolerance, mixed
+        self.exact = True
+        self.wrong = ""
+        self._off: np.ndarray | float = 0.0
+        self._allowed: np.ndarray | float = 0.0
+        self._rows = 0
+        self._square = self._count = 0.0
+
+    @property
+    def rms(self) -> float:
+        return float(np.sqrt(self._square / max(self._count, 1)))
+
+    def add(
+        self, theirs: np.ndarray, ours: np.ndarray, step: np.ndarray | None, at_end: np.ndarray | None
+    ) -> None:
+        """``theirs`` is the source's."""
+        if step is None or at_end is None:
+            self._floats(theirs, ours)
+        else:
+            self._codes(theirs, ours, step, at_end)
+
+    def _floats(self, theirs: np.ndarray, ours: np.ndarray) -> None:
+        if np.array_equal(theirs, ours):
+            return
+        size = np.sqrt(np.square(theirs, dtype=np.float64).mean(axis=-1, keepdims=True)) + 1e-30
+        error = np.abs(theirs.astype(np.float64) - ours) / size
+        halved = np.array_equal(theirs.astype(np.float16).astype(np.float32), ours)
+        if halved or (self.mixed and error.max() <= ROUNDING):
+            self.exact = False
+            self._square += float(np.square(error).sum())
+            self._count += error.size
+        else:
+            self.wrong = f"it differs from the source by up to {error.max():.2g} of a row's root mean square"
+
+    def _codes(self, theirs: np.ndarray, ours: np.ndarray, step: np.ndarray, at_end: np.ndarray) -> None:
+        self.exact = False
+        # A block of nothing has a scale of 0; float16's smallest step stands in for it.
+        step = np.maximum(step, np.float32(2.0**-24))
+        error = theirs - ours
+        steps = np.abs(error / step)
+        if not steps.max() <= self.tolerance.inner:
+            limit = np.where(at_end, np.float32(self.tolerance.end), np.float32(self.tolerance.inner))
+            worst = float((steps / limit).max())
+            if not worst <= 1:
+                self.wrong = f"a code is {worst:.2g} times as far off as its rounding may be"
+        bound = np.square(step) * np.float32(self.tolerance.rms**2)
+        if self.tolerance.relative:
+            bound += np.square(theirs) * np.float32(self.tolerance.relative**2)
+        rows = float((_squares(error, 1) / bound.sum(axis=1)).max())
+        self._off = self._off + _squares(error, 0)
+        self._allowed = self._allowed + bound.sum(axis=0)
+        self._rows += len(error)
+        every = self._rows >= FEWEST and not self.tolerance.relative
+        columns = float((self._off / self._allowed).max()) if every else 0.0
+        if not max(rows, columns) <= 1:
+            times = math.sqrt(max(rows, columns))
+            self.wrong = self.wrong or f"a row or column is {times:.2g} times as far off as its codes may be"
+        self._square += float(_squares(steps, 1).sum(dtype=np.float64))
+        self._count += error.size
+
+
+def _squares(values: np.ndarray, axis: int) -> np.ndarray:
+    """Sums of squares along an axis of a matrix, without a copy."""
+    sums: np.ndarray = np.einsum("rk,rk->r" if axis else "rk,rk->k", values, values)
+    return sums
+
+
+def _dropped(expected: Expected, seen: set[str], untraced: Mapping[str, None]) -> Iterator[str]:
+    """Weights of the source that no node reads, unless leaving them out changes nothing."""
+    unknown = {entry.partition(":")[0] for entry in untraced}
+    for name, weight in expected.weights.items():
+        role, _, kind = name.rpartition(".")
+        covered = any(role == other or f"{role}.{kind}" == other for other in unknown)
+        packed = any(role in dict(expected.parts(other, kind)) for other in unknown)
+        if name not in seen and not covered and not packed and not is_neutral(weight, kind):
+            yield f"{role}{'' if kind == 'weight' else f'.{kind}'}: no node of the graph reads it"
+
+
+def _rest(model: ir.Model, traced: set[ir.Value]) -> Iterator[str]:
+    """Float constants and codes that were traced to nothing."""
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if value in traced or tensor is None or tensor.nbytes < UNTRACED_BYTES:
+            continue
+        if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
+            continue
+        readers = {f"{role_of(use.node) or use.node.op_type}" for use in value.uses()}
+        yield f"{name}: read by {', '.join(sorted(readers)) or 'nothing'}"

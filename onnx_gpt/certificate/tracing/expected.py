@@ -1,0 +1,121 @@
+"""What the weights of a finished graph should be: by role, from the source alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.quantization.sites import PACKED
+from exporter.checkpoint import Checkpoint, Opened
+from exporter.decoder import Decoder
+from exporter.families import describe, family_of
+from exporter.match import match_weights
+from exporter.weights import Array, Stack, Weight, WeightTensor
+from graph_passes import run_pipeline
+from graph_passes.matching import role_of
+from onnx_gpt.exporting import CANONICAL_PIPELINE, Transform, export
+
+NORMS = {
+    "RMSNormalization": (1, None, None),
+    "SimplifiedLayerNormalization": (1, None, None),
+    "LayerNormalization": (1, 2, None),
+    "SkipSimplifiedLayerNormalization": (2, None, 3),
+    "SkipLayerNormalization": (2, 3, 4),
+}
+"""Inputs that hold a norm's gain, its bias, and the bias of the product whose output it adds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A source's weights by role, ``layers.3.ffn.down.weight``, unread.
+
+    Attributes:
+        decoder: None where the source is a graph, and no family describes it.
+        mixed: whether weights were multiplied by rotations, whose sums come out otherwise for other pieces.
+    """
+
+    weights: Mapping[str, Weight]
+    decoder: Decoder | None
+    mixed: bool
+
+    def parts(self, role: str, kind: str) -> list[tuple[str, Weight]]:
+        """The weights (``kind`` is ``weight`` or ``bias``) that lie under each other in a role's, with their roles."""
+        if f"{role}.{kind}" in self.weights:
+            return [(role, self.weights[f"{role}.{kind}"])]
+        if role == "head" and kind == "weight" and "embedding.weight" in self.weights:
+            return [("embedding", self.weights["embedding.weight"])]
+        stem, _, last = role.rpartition(".")
+        names = [f"{stem}.{part}" for part in PACKED.get(last, ())]
+        if names and all(f"{name}.{kind}" in self.weights for name in names):
+            return [(name, self.weights[f"{name}.{kind}"]) for name in names]
+        return []
+
+    def rotary(self, layer: int, context: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Cosines and sines ``[context, D/2]`` of a layer, where a family describes them."""
+        rope = self.decoder.layers[layer].attention.rope if self.decoder is not None else None
+        if rope is None:
+            return None
+        steps = np.arange(context, dtype=np.float32)
+        angles = np.outer(steps, np.array(rope.frequencies, np.float32))
+        factor = np.float32(rope.factor)
+        return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+def expected_of(opened: Opened, transform: Transform | None = None) -> Expected:
+    """What a bundle of a source should hold. Reads no weight.
+
+    Args:
+        transform: what a checkpoint's decoder goes through before its graph is built: w8a8 rotates it.
+    """
+    if isinstance(opened, Checkpoint):
+        decoder = describe(opened)
+        weights: Mapping[str, Weight] = match_weights(
+            decoder, opened.weights, getattr(family_of(opened), "IGNORED", ())
+        )
+        if transform is not None:
+            decoder, weights = transform(decoder, weights)
+        return Expected(weights, decoder, transform is not None)
+    model = export(opened).model
+    run_pipeline(model, CANONICAL_PIPELINE.replace("{context}", ""), verify=False)
+    return Expected(dict(_by_role(model.graph)), None, False)
+
+
+def _by_role(graph: ir.Graph) -> Iterator[tuple[str, Weight]]:
+    """Weights of a canonical graph by the roles of the nodes that read them."""
+    for node in graph:
+        role = role_of(node)
+        for i, value in enumerate(node.inputs):
+            tensor = value.const_value if value is not None else None
+            if not role or value is None or not isinstance(tensor, WeightTensor):
+                continue
+            gain, bias, _ = NORMS.get(node.op_type, (i, None, None))
+            if i in (gain, bias):
+                yield f"{role}.{'weight' if i == gain else 'bias'}", tensor.weight
+        product = node.outputs[0]
+        for use in product.uses() if role else ():
+            if use.node.op_type == "Add":
+                other = use.node.inputs[1 - use.idx]
+                held = other.const_value if other is not None else None
+                if isinstance(held, WeightTensor) and len(held.shape) == 1:
+                    yield f"{role}.bias", held.weight
+
+
+def is_neutral(weight: Weight, kind: str) -> bool:
+    """Whether leaving a weight out changes nothing: a bias of zeros, a gain of ones."""
+    if len(weight.shape) != 1:
+        return False
+    values = weight.read()
+    return bool((values == (0 if kind == "bias" else 1)).all())
+
+
+def stacked(parts: list[tuple[str, Weight]]) -> Weight:
+    """Parts under each other."""
+    return parts[0][1] if len(parts) == 1 else Stack(tuple(weight for _, weight in parts))
+
+
+def constant(array: np.ndarray) -> Weight:
+    """A known array as a weight."""
+    return Array(np.ascontiguousarray(array, np.float32))

@@ -1,0 +1,99 @@
+"""What a choice of formats costs: bytes of its files, and seconds of a decode step on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calibration.quantization.weight_only import quantize_weights
+from calibration.scheme import Grid
+from calibration.search.ledger import Ledger
+from calibration.search.units import ALIGNMENT, Allocation, Option, Unit, scheme_of_allocation
+from onnx_gpt.bundle.writing import DATA, MODEL, save
+from onnx_gpt.kernel_times import CONTEXT, STEPS, Shape, product_seconds, step_seconds
+from onnx_gpt.searching import Study
+
+
+INSIDE = 256
+"""Bytes of a tensor that lies in ``model.onnx`` itself, at most."""
+
+
+class Costs:
+    """Costs on one model. Times are measured once on a machine and kept beside what else was measured.
+
+    Attributes:
+        fixed: bytes of everything that no unit has: norms, biases, the graph.
+        rest: seconds of a step that no product of codes takes.
+    """
+
+    def __init__(self, opened: Study) -> None:
+        self._opened = opened
+        self._ledger = Ledger(opened.work / "kernels.jsonl")
+        usual = {unit.name: Option(Grid(4, 32)) for unit in opened.units}
+        self.fixed = self.size(usual) - sum(unit.nbytes(usual[unit.name]) for unit in opened.units)
+        opened.progress.stage("kernels")
+        self.rest = self._rest(usual)
+
+    def size(self, choice: Allocation) -> int:
+        """Bytes of ``model.onnx`` and its weights: a graph whose codes are never computed tells them."""
+        model = self._quantized(choice)
+        data = 0
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= INSIDE:
+                continue
+            if tensor.nbytes >= ALIGNMENT:
+                data = -(-data // ALIGNMENT) * ALIGNMENT
+            shape = ir.Shape([dim for dim in tensor.shape if isinstance(dim, int)])
+            value.const_value = ir.ExternalTensor(
+                DATA, data, tensor.nbytes, tensor.dtype, shape=shape, name=str(tensor.name)
+            )
+            data += tensor.nbytes
+        return data + len(ir.to_proto(model).SerializeToString())
+
+    def seconds(self, unit: Unit, option: Option) -> float:
+        """Of the products of a unit for one token; of tables, the head is one."""
+        products = unit.products(option)
+        return sum(self._product(shape) for shape in (products if unit.layer is not None else products[-1:]))
+
+    def _product(self, shape: Shape) -> float:
+        grid, rows, columns = shape
+        key = self._key(grid.bits, grid.block_size, rows, columns)
+        known = self._ledger.get(key)
+        return self._ledger.put(key, product_seconds(shape)) if known is None else known
+
+    def _rest(self, choice: Allocation) -> float:
+        """A step of the whole model in some choice, without the products of that."""
+        key = self._key("step", self._opened.measurer.digest)
+        step = self._ledger.get(key)
+        if step is None:
+            folder = self._opened.scratch / "whole"
+            folder.mkdir()
+            save(self._quantized(choice), folder, self._opened.progress)
+            context = min(CONTEXT, (self._opened.exported.context_length or CONTEXT) - STEPS - 1)
+            step = self._ledger.put(key, step_seconds(folder / MODEL, context))
+            shutil.rmtree(folder)
+        products = sum(self.seconds(unit, choice[unit.name]) for unit in self._opened.units)
+        return max(step - products, 0.0)
+
+    def _quantized(self, choice: Allocation) -> ir.Model:
+        model = self._opened.model.clone()
+        quantize_weights(model, scheme_of_allocation(self._opened.units, choice))
+        return model
+
+    def _key(self, *what: object) -> str:
+        import onnxruntime as ort
+
+        return json.dumps([_processor(), os.cpu_count(), ort.__version__, *what])
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

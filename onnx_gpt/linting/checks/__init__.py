@@ -1,0 +1,1 @@
+"""One check a file: ``check(subject) → findings``; ``TARGETS`` names the targets that it is for, all by default."""

@@ -1,0 +1,55 @@
+"""The same padded on the left, as transformers generates: right, or refused by a node whose name says so.
+
+GroupQueryAttention reads how long a row is and not where it starts, so that a graph that does not look computes
+nonsense without a word. Ours look (graph_passes/lowering/lengths.py). Where the reference is such a graph itself,
+nothing is asked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from exporter.errors import OnnxGptError
+from graph_passes.lowering.lengths import LEFT_PADDING
+from onnx_gpt.parity.cases import NO_MASK, ONE_ROW, Compared, Found, Held, NotRun, Trial
+from onnx_gpt.parity.cases._padding import padded
+from onnx_gpt.parity.metrics import divergence, log_softmax
+
+NONSENSE = 1e-3
+"""Mean KL of a padded row from the row alone that no rounding explains."""
+
+
+def run(trial: Trial) -> Found:
+    candidate, tokens, whole = trial.candidate, trial.tokens, trial.whole
+    if not candidate.pads:
+        return NO_MASK
+    if not candidate.batches:
+        return ONE_ROW
+    rows, mask, short = padded(trial, left=True)
+    try:
+        logits, past = candidate.run(rows, mask)
+    except OnnxGptError as error:
+        if LEFT_PADDING in error.cause:
+            return Held(f"refused by the node {LEFT_PADDING}")
+        raise
+    if trial.reference is not candidate and not _takes_it(trial, rows, mask, short):
+        return NotRun("the reference itself computes nonsense for rows that are padded on the left")
+    ours, theirs = [logits[0], logits[1, -short:]], [whole[:-1], whole[:short]]
+    if candidate.cached:
+        step = np.array([[tokens[-1]], [tokens[short]]])
+        last, _ = candidate.run(step, np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1), past)
+        ours, theirs = [*ours, last[0], last[1]], [*theirs, whole[-1:], whole[short : short + 1]]
+    return Compared(np.concatenate(ours), np.concatenate(theirs), f"{len(tokens) - 1} and {short} tokens")
+
+
+def _takes_it(trial: Trial, rows: np.ndarray, mask: np.ndarray, short: int) -> bool:
+    """Whether the reference gives a left-padded row what it gives the row alone, or takes none, or refuses it."""
+    reference = trial.reference
+    if not reference.pads or not reference.batches:
+        return True
+    try:
+        padded_row = reference.run(rows, mask)[0][1, -short:]
+    except OnnxGptError:
+        return True
+    alone = reference.logits(trial.tokens[None, :short])[0]
+    return float(divergence(log_softmax(padded_row), log_softmax(alone)).mean()) <= NONSENSE

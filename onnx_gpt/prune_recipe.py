@@ -1,0 +1,181 @@
+"""The settings of one pruning job, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from calibration.pruning.sparsity import Sparsity, invalid, sparsity_of
+from calibration.pruning.weights import method_of
+
+ALLOCATIONS = ("searched", "uniform")
+STRUCTURES = ("ffn", "heads", "layers", "vocab")
+USED = "used"
+"""What ``vocab`` may be: the tokens that the calibration text uses."""
+FITTED, MAGNITUDE = "fitted", "magnitude"
+"""Methods of taking structures out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Structures:
+    """What is taken out.
+
+    Attributes:
+        ffn, heads: shares of the neurons and of the heads, at least 0 and below 1.
+        layers: a number of layers from 1 on, or a share of them.
+        vocab: whether tokens that the calibration text does not use go.
+    """
+
+    ffn: float = 0.0
+    heads: float = 0.0
+    layers: float = 0.0
+    vocab: bool = False
+
+    @property
+    def narrows(self) -> bool:
+        return self.ffn > 0 or self.heads > 0
+
+
+def structures_of(text: str) -> Structures:
+    """``ffn=0.25,heads=0.33,layers=4,vocab=used``.
+
+    Raises:
+        OnnxGptError: ``prune-invalid`` (exit 2).
+    """
+    found: dict[str, Any] = {}
+    for item in text.split(","):
+        name, _, value = (part.strip() for part in item.partition("="))
+        if name not in STRUCTURES or name in found:
+            raise invalid(
+                f"{item.strip()!r} is nothing that could be taken out, or is said twice",
+                f"give some of {', '.join(STRUCTURES)}, as in ffn=0.25,layers=4,vocab=used",
+            )
+        found[name] = _vocab(value) if name == "vocab" else _amount(name, value)
+    return Structures(**found)
+
+
+def _vocab(value: str) -> bool:
+    if value != USED:
+        raise invalid(f"vocab={value} is not known", f"write vocab={USED}, with --calibration")
+    return True
+
+
+def _amount(name: str, value: str) -> float:
+    try:
+        amount = float(value)
+    except ValueError:
+        amount = -1.0
+    whole = name == "layers" and amount >= 1 and amount.is_integer()
+    if not (0 < amount < 1 or whole):
+        raise invalid(f"{name}={value} is no share", f"write {name}=0.25, a share above 0 and below 1")
+    return amount
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneRecipe:
+    """What `onnx_gpt.prune` is to do.
+
+    Attributes:
+        method: of `calibration.pruning.weights` for single weights, ``sparsegpt`` by default; for structures
+            ``fitted``, the default, or ``magnitude``, a baseline for feed-forwards.
+        sparsity: share of the weights of linear maps that become zero.
+        pattern: ``2:4`` keeps two of each four.
+        structured: what is taken out, as `structures_of` reads it; then there is no sparsity.
+        allocate: ``searched`` asks more of layers that can bear it, ``uniform`` as much of each; searched by
+            default, but for a pattern, which is the same everywhere.
+        calibration: text that scores are taken from; Python's own documentation where None.
+        text, tokens: what perplexity is measured on, and on how many tokens at least.
+        windows: of calibration text, 512 tokens each where the context holds as many.
+        probe: of these, how many the search measures on.
+    """
+
+    method: str | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    structured: str | None = None
+    allocate: str | None = None
+    calibration: Path | None = None
+    text: Path | None = None
+    tokens: int = 2048
+    windows: int = 32
+    probe: int = 4
+
+    def __post_init__(self) -> None:
+        if self.allocate not in (None, *ALLOCATIONS):
+            raise invalid(f"there is no allocation {self.allocate!r}", f"use one of {', '.join(ALLOCATIONS)}")
+        if self.structured is None:
+            self._check_weights()
+        else:
+            self._check_structures(self.structured)
+
+    def _check_weights(self) -> None:
+        method_of(self.resolved_method)
+        sparsity_of(self.sparsity, self.pattern)
+        if self.pattern is not None and self.allocate == "searched":
+            raise invalid("a pattern is the same in every layer", "drop --allocate")
+
+    def _check_structures(self, structured: str) -> None:
+        wanted = structures_of(structured)
+        if self.sparsity is not None or self.pattern is not None:
+            raise invalid(
+                "single weights and structures are pruned one after the other",
+                "take structures out first, then prune the result with --sparsity",
+            )
+        if self.resolved_method not in (FITTED, MAGNITUDE):
+            raise invalid(
+                f"structures are not taken out by {self.method!r}", f"use {FITTED}, or {MAGNITUDE} to compare"
+            )
+        if self.resolved_method == MAGNITUDE and (wanted != Structures(ffn=wanted.ffn) or self.searches):
+            raise invalid(
+                "magnitude takes neurons out, as many of every layer",
+                "give ffn alone, and --allocate uniform",
+            )
+        if wanted.vocab and self.calibration is None:
+            raise invalid(
+                "tokens that no text uses can be left out only where a text is given",
+                "give --calibration PATH",
+            )
+
+    @property
+    def resolved_method(self) -> str:
+        return self.method or ("sparsegpt" if self.structured is None else FITTED)
+
+    @property
+    def structures(self) -> Structures:
+        """What is taken out; nothing where single weights are pruned."""
+        return Structures() if self.structured is None else structures_of(self.structured)
+
+    @property
+    def wanted_sparsity(self) -> Sparsity:
+        return sparsity_of(self.sparsity, self.pattern)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the split over layers is searched."""
+        usual = "uniform" if self.pattern is not None or self.resolved_method == MAGNITUDE else "searched"
+        return (self.allocate or usual) == "searched"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text is needed."""
+        if self.structured is None:
+            return self.searches or method_of(self.resolved_method).READS_TEXT
+        return self.resolved_method == FITTED
+
+    def echo(self) -> dict[str, Any]:
+        """Plain values, for people and for the report."""
+        what: dict[str, Any] = {"structured": self.structured}
+        if self.structured is None:
+            what = {"sparsity": self.wanted_sparsity.share} | (
+                {"pattern": self.pattern} if self.pattern else {}
+            )
+        given = str(self.calibration or "Python's own documentation: better give text of your own")
+        return {
+            "method": self.resolved_method,
+            **what,
+            "allocate": "searched" if self.searches else "uniform",
+            **({"calibration": given, "windows": self.windows} if self.reads_text else {}),
+            "text": str(self.text) if self.text else "held-out part of Python's own documentation",
+            "tokens": self.tokens,
+        }
