@@ -269,7 +269,7 @@ FAULTS = (
     Fault(
         "the skip is taken after the norm",
         "norm",
-        ("layers.1", "layers.0"),
+        ("layers.1",),
         "llama",
         edits.rewire("layers.1.attention_norm", _1="layers.0.ffn_norm"),
     ),

@@ -70,7 +70,8 @@ def main() -> int:
 
 def catches(named: Callable[[str], bool]) -> Iterator[Row]:
     """Each fault with what the gates said."""
-    from benchmarks.faults import FAULTS, finished
+    from benchmarks.fault_list import FAULTS
+    from benchmarks.faults import finished
 
     for fault in FAULTS:
         if not named(fault.name):

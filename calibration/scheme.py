@@ -226,7 +226,12 @@ def scheme_of(
         return Grid(width, BLOCK_SIZE.get(width, 32) if block is None else block)
 
     exceptions = tuple((role, grid(*widths) if widths else None) for role, widths in _mixed(mixed).items())
-    kinds: dict[str, type[WeightOnly]] = {"gptq": Gptq, "awq": Awq, "bias": BiasCorrected, "rtn": RoundToNearest}
+    kinds: dict[str, type[WeightOnly]] = {
+        "gptq": Gptq,
+        "awq": Awq,
+        "bias": BiasCorrected,
+        "rtn": RoundToNearest,
+    }
     return kinds[method](grid(bits), grid(bits if table_bits is None else table_bits), exceptions)
 
 

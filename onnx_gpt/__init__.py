@@ -13,9 +13,9 @@ from onnx_gpt._version import __version__
 
 if TYPE_CHECKING:
     from exporter.errors import OnnxGptError
+    from onnx_gpt.bisection import Bisection, bisect
     from onnx_gpt.certificate.verification import Verification, verify
     from onnx_gpt.diagnosis import doctor
-    from onnx_gpt.bisection import Bisection, bisect
     from onnx_gpt.explanation import Explanation, explain
     from onnx_gpt.generator import Generator
     from onnx_gpt.inspection import inspect
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnx_gpt.ranging import ranges
     from onnx_gpt.recipe import Recipe
     from onnx_gpt.report import Limits, Report
+    from onnx_gpt.sensitivities import Sensitivity, sensitivity
     from onnx_gpt.validation import validate
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "PruneReport": "onnx_gpt.prune_report",
     "Recipe": "onnx_gpt.recipe",
     "Report": "onnx_gpt.report",
+    "Sensitivity": "onnx_gpt.sensitivities",
     "Verification": "onnx_gpt.certificate.verification",
     "bench": "onnx_gpt.measuring",
     "doctor": "onnx_gpt.diagnosis",
@@ -53,6 +55,7 @@ _HOMES = {
     "prune": "onnx_gpt.pruning",
     "ranges": "onnx_gpt.ranging",
     "repair": "onnx_gpt.linting.repairing",
+    "sensitivity": "onnx_gpt.sensitivities",
     "validate": "onnx_gpt.validation",
     "verify": "onnx_gpt.certificate.verification",
 }
@@ -67,12 +70,13 @@ __all__ = [
     "PruneReport",
     "Recipe",
     "Report",
+    "Sensitivity",
     "Verification",
     "__version__",
     "bench",
-    "doctor",
     "bisect",
     "compare_layers",
+    "doctor",
     "explain",
     "inspect",
     "lint",
@@ -80,6 +84,7 @@ __all__ = [
     "prune",
     "ranges",
     "repair",
+    "sensitivity",
     "validate",
     "verify",
 ]

@@ -1,6 +1,6 @@
 """Solves a budget: which format each unit of weights takes, as a recipe that makes the bundle.
 
-1. The KL of each unit in each format alone (`onnx_gpt.sensitivity`), the bytes it takes there, and its products' time.
+1. The KL of each unit in each format alone (`onnx_gpt.sensitivities`), the bytes it takes, and its products' time.
 2. The choice of least KL within the budget, as if KLs added up (`calibration.search.allocation`).
 3. They do not: the choice is measured as a whole, then each unit of it one format up and one down, all else as chosen.
    A choice among these is solved again, measured as a whole, and kept where it is better.
@@ -25,10 +25,10 @@ from onnx_gpt.costs import Costs
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.searching import Losses, Study, study
-from onnx_gpt.sensitivity import OPTIONS, wanted
+from onnx_gpt.sensitivities import OPTIONS, wanted
 
-ROUNDS = 2
-"""Of step 3, at most."""
+ROUNDS, HALVINGS = 2, 3
+"""Of step 3, at most, and how often the changes of one may be halved."""
 POINTS = 10
 """Of the frontier that is shown."""
 TRIES = 4
@@ -84,8 +84,8 @@ def allocate(
     Args:
         source: what `exporter.sources.load` takes.
         recipe: the job's other settings, for int4 with no widths or blocks; its method chooses the codes.
-        options: formats to choose from, as of `onnx_gpt.sensitivity`.
-        work: folder of measurements, as of `onnx_gpt.sensitivity`.
+        options: formats to choose from, as of `onnx_gpt.sensitivities`.
+        work: folder of measurements, as of `onnx_gpt.sensitivities`.
 
     Raises:
         OnnxGptError: ``budget-unmet`` (exit 7) where no choice keeps it; ``scheme-invalid`` (exit 2) for a recipe that
@@ -117,7 +117,10 @@ class _Problem:
         self.losses = losses
         budget = self.budget
         for _ in range(TRIES):
-            self.best = self._choose(losses, budget, budget.kl)
+            best = self._choose(losses, budget, budget.kl)
+            if best is None:
+                raise self._unmet()
+            self.best = best
             self.kl = self.opened.whole(self.best)
             over = self.costs.size(self.best) - (self.budget.size or np.inf)
             if over > 0 and budget.size is not None:
@@ -133,24 +136,32 @@ class _Problem:
         return self
 
     def _polish(self, budget: Budget) -> bool:
-        """Try a better choice next to the best; whether it is one."""
+        """Try a better choice next to the best, of fewer changes where all are too many; whether one was found."""
         here = self.opened.losses({unit.name: self._neighbours(unit) for unit in self.units}, self.best)
         steps = {
             name: {self.best[name]: 0.0, **{option: kl - self.kl for option, kl in own.items()}}
             for name, own in here.items()
         }
-        target = None if self.budget.kl is None else self.budget.kl - self.kl
-        other = self._choose(steps, budget, target)
-        if other == self.best or self.costs.size(other) > (self.budget.size or np.inf):
-            return False
-        kl = self.opened.whole(other)
+        goal = None if self.budget.kl is None else self.budget.kl - self.kl
+        for _ in range(HALVINGS):
+            other = self._choose(steps, budget, goal) or self.best
+            gains = sorted(
+                (steps[name][option], name) for name, option in other.items() if option != self.best[name]
+            )
+            if not gains or self.costs.size(other) > (self.budget.size or np.inf):
+                return False
+            kl = self.opened.whole(other)
+            if self._is_better(other, kl):
+                self.best, self.kl = other, kl
+                return True
+            improving = [name for gain, name in gains if gain < 0]
+            steps |= {name: {self.best[name]: 0.0} for name in improving[(len(improving) + 1) // 2 :]}
+        return False
+
+    def _is_better(self, other: Chosen, kl: float) -> bool:
         if self.budget.kl is None or self.kl > self.budget.kl:
-            better = kl < self.kl
-        else:
-            better = kl <= self.budget.kl and self.costs.size(other) < self.costs.size(self.best)
-        if better:
-            self.best, self.kl = other, kl
-        return better
+            return kl < self.kl
+        return kl <= self.budget.kl and self.costs.size(other) < self.costs.size(self.best)
 
     def _neighbours(self, unit: Unit) -> list[Option]:
         """The next cheaper and the next dearer format of a unit, among those that are worth their bytes."""
@@ -164,12 +175,9 @@ class _Problem:
         at = useful.index(self.best[unit.name])
         return [useful[i] for i in (at - 1, at + 1) if 0 <= i < len(useful)]
 
-    def _choose(self, losses: Losses, budget: Budget, goal: float | None) -> Chosen:
-        """The best choice as if losses added up: of the least loss, or the smallest that comes to a goal.
-
-        Raises:
-            OnnxGptError: ``budget-unmet``.
-        """
+    def _choose(self, losses: Losses, budget: Budget, goal: float | None) -> Chosen | None:
+        """The best choice as if losses added up, where one keeps the budget: that of least loss, or the smallest that
+        comes to a goal."""
         formats = [list(losses[unit.name]) for unit in self.units]
         loss = [
             [losses[unit.name][option] for option in own]
@@ -184,7 +192,6 @@ class _Problem:
         ]
         room = np.inf if budget.size is None else budget.size - self.costs.fixed
         spare = np.inf if budget.decode is None else 1 / budget.decode - self.costs.rest
-        picks = None
         for price in _prices(loss, time, np.isfinite(spare)):
             paid = [
                 [a + price * b for a, b in zip(*own, strict=True)] for own in zip(loss, time, strict=True)
@@ -195,11 +202,8 @@ class _Problem:
             else:
                 tried = next((some for some in front.choices() if _sum(loss, some) <= goal), None)
             if tried is not None and _sum(time, tried) <= spare and _sum(size, tried) <= room:
-                picks = tried
-                break
-        if picks is None:
-            raise self._unmet()
-        return {unit.name: own[i] for unit, own, i in zip(self.units, formats, picks, strict=True)}
+                return {unit.name: own[i] for unit, own, i in zip(self.units, formats, tried, strict=True)}
+        return None
 
     def _require_met(self) -> None:
         point = self._point(self.best)
@@ -285,11 +289,11 @@ def _sum(table: list[list[float]], picks: list[int]) -> float:
 
 def _require_open(recipe: Recipe) -> None:
     said = (recipe.block_size, recipe.table_bits, recipe.mixed)
-    if recipe.quantize != "int4" or any(said):
+    if recipe.quantize != "int4" or recipe.resolved_method not in ("rtn", "gptq") or any(said):
         raise OnnxGptError(
             "scheme-invalid",
-            "a budget finds the widths and blocks of all weights of an int4 job, and some are given",
-            "drop --quantize, --block-size, --table-bits and --mixed, or the budget",
+            "a budget finds the widths and blocks of all weights of an int4 job by rtn or gptq, and others are given",
+            "drop --quantize, --method, --block-size, --table-bits and --mixed, or the budget",
             exit=Exit.USAGE,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from exporter import sources
 from exporter.checkpoint import ModuleSource, Opened
 from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import parse, run_pipeline
-from onnx_gpt.bisecting import repro
+from onnx_gpt.bisecting import codes, repro
 from onnx_gpt.bisecting.cases import length_for
 from onnx_gpt.bisecting.judging import truth_of
 from onnx_gpt.bisecting.searching import Culprit, Judged, Search, Stage, search
@@ -191,8 +192,12 @@ def bisect(
         result = facts_of(found, [stage.name for stage in stages], source, pipeline)
         if out is not None and found.culprit is not None:
             assert result.found is not None
+            wrong, tolerance = found.culprit.wrong, truth.tolerance
+            if codes.is_coded(wrong.piece):  # there the sides differ by rounding, whatever the codes are
+                values, tolerance = codes.exhibit(wrong.piece)
+                wrong = dataclasses.replace(wrong, values=values)
             with staged(Path(out)) as stage:
-                repro.write(found.culprit.wrong, stage, result.found.model_dump(), truth.tolerance)
+                repro.write(wrong, stage, result.found.model_dump(), tolerance)
             result = result.model_copy(update={"repro": str(out)})
     return result
 

@@ -17,7 +17,7 @@ from calibration.dynamic.products import quantize_dynamically
 from calibration.kv_cache import attentions_with_cache, quantize_cache
 from calibration.quantization.qdq import to_qdq
 from calibration.quantization.weight_only import Coders, Treatment, quantize_weights
-from calibration.scheme import Floats
+from calibration.scheme import Dynamic, Floats
 from calibration.transforms.rotation import rotated
 from exporter.checkpoint import Opened
 from exporter.emitter import ROLE
@@ -155,8 +155,10 @@ def _quantize(
             quantized = {DYNAMIC: len(quantize_dynamically(exported.model))}
         else:
             quantized = quantize(exported, recipe, coders)
-        if static:
-            quantized |= {"8 bits by channel, inputs 8 bits by tensor": len(static)}
+        by_token = set(static) & set(channels.static if channels else ())
+        for roles, inputs in ((set(static) - by_token, "tensor"), (by_token, "token")):
+            if roles:
+                quantized |= {f"8 bits by channel, inputs 8 bits by {inputs}": len(roles)}
         facts["nodes"] = len(exported.model.graph)
     require_no_cliffs(exported.model)  # of a CPU, before float16, which is not for one
     if halves is not None:
@@ -177,7 +179,7 @@ def quantize_kv_cache(
 def quantize(exported: Exported, recipe: Recipe, coders: Coders) -> dict[str, int]:
     """Replace float weights by codes, lazily. Gives how many uses of a weight took which format."""
     scheme = None if recipe.quantize == "none" else recipe.scheme()
-    if scheme is None or isinstance(scheme, Floats):
+    if scheme is None or isinstance(scheme, Floats | Dynamic):
         return {}
     if not any(ROLE in node.metadata_props for node in exported.model.graph):
         raise unsupported(

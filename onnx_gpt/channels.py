@@ -70,12 +70,16 @@ def channels_of(opened: Opened, recipe: Recipe, pipeline: str, folder: Path, pro
         static = (
             role for role, error in found.errors.items() if role.endswith("down") and error < MOST_ERROR
         )
-        return Channels(functools.partial(_turned_and_scaled, scales=found.scales), windows.facts(), tuple(static))
+        return Channels(
+            functools.partial(_turned_and_scaled, scales=found.scales), windows.facts(), tuple(static)
+        )
     scheme = recipe.scheme()
     assert isinstance(scheme, WeightOnly)
     if isinstance(scheme, BiasCorrected):
         means = bias_correction.means(exported.model, windows.tokens, folder, progress.advance)
-        return Channels(functools.partial(bias_correction.corrected, scheme=scheme, means=means), windows.facts())
+        return Channels(
+            functools.partial(bias_correction.corrected, scheme=scheme, means=means), windows.facts()
+        )
     scales = awq.scales(
         exported.model,
         scheme,

@@ -29,8 +29,8 @@ EPILOGUE = """Examples:
   onnx-gpt run smollm2 --chat --prompt "What is a graph?"
   onnx-gpt bench smollm2
 
-Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected · 5 parity failed, nothing published · 6 verification failed ·
-7 out of disk or memory · 8 environment · 9 network · 10 output exists"""
+Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected · 5 parity failed, nothing published ·
+6 verification failed · 7 out of disk or memory · 8 environment · 9 network · 10 output exists"""
 
 
 def app(console: Console | None = None) -> cyclopts.App:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -16,8 +13,8 @@ from calibration.search.ledger import Ledger
 from calibration.search.units import ALIGNMENT, Allocation, Option, Unit, scheme_of_allocation
 from onnx_gpt.bundle.writing import DATA, MODEL, save
 from onnx_gpt.kernel_times import CONTEXT, STEPS, Shape, product_seconds, step_seconds
+from onnx_gpt.machine import this_machine
 from onnx_gpt.searching import Study
-
 
 INSIDE = 256
 """Bytes of a tensor that lies in ``model.onnx`` itself, at most."""
@@ -89,11 +86,5 @@ class Costs:
     def _key(self, *what: object) -> str:
         import onnxruntime as ort
 
-        return json.dumps([_processor(), os.cpu_count(), ort.__version__, *what])
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        machine = this_machine()
+        return json.dumps([machine.cpu, machine.threads, ort.__version__, *what])

@@ -183,7 +183,9 @@ def opened_config(opened: Opened, decoder: DecoderFacts | None) -> dict[str, Any
     if isinstance(opened, Checkpoint) and variants.variant_of(opened.config) is not None:
         plain = dataclasses.replace(opened, config=variants.ordinary_config(opened.config))
         if _heads(plain) == _heads(opened):
-            given = dict(plain.config)  # a runtime reads of it how large caches are, not how wide feed-forwards
+            given = dict(
+                plain.config
+            )  # a runtime reads of it how large caches are, not how wide feed-forwards
     if decoder is not None and decoder.context_length and not any(key in given for key in CONTEXT_KEYS):
         given["max_position_embeddings"] = decoder.context_length
     return given

@@ -79,6 +79,7 @@ class Parting(pydantic.BaseModel):
         tolerance: of logits.
         cases: largest error of the candidate's logits in each case, of the largest logit; None where it does not run.
         first: where they part; None where they do not.
+        lossy: whether one of the two is quantized, so that they have to part somewhere.
         table: distances at every point on one prompt.
         folder: where files were written; None where none were asked for.
     """
@@ -94,6 +95,7 @@ class Parting(pydantic.BaseModel):
     tolerance: float
     cases: Mapping[str, float | None]
     first: PointFacts | None
+    lossy: bool
     table: tuple[DistanceFacts, ...]
     folder: str | None = None
 
@@ -112,7 +114,7 @@ def compare_layers(
 
     Args:
         candidate, against: each a source, a bundle's folder or an ``.onnx``; what is not canonical is made so.
-        out: folder to make, for the table, the heat map, and the first piece that differs by more than noise.
+        out: folder to make, for ``table.json`` and ``heat.svg``.
         text: UTF-8 file whose first tokens are run; Python's own documentation by default.
         tokens: of the prompt on which distances are measured.
         costs: measure what each block's error costs alone, in KL: a run of the reference for each.
@@ -159,6 +161,7 @@ def compare_layers(
         tolerance=truth.tolerance,
         cases={name: d.error if math.isfinite(d.error) else None for name, d in found.items()},
         first=first,
+        lossy=any(side.scheme != "none" for side in sides),
         table=tuple(
             DistanceFacts(
                 layer=layer_of(d.point),

@@ -149,7 +149,7 @@ def _structured(
 
 
 def _layers(wanted: float, have: int) -> int:
-    count = round(wanted) if wanted >= 1 else round(wanted * have)
+    count = round(wanted) if wanted >= 1 else max(1, round(wanted * have))
     if not 0 < count < have:
         raise invalid(f"{count} of {have} layers cannot go", "ask for fewer, or for a larger share")
     return count
@@ -176,9 +176,17 @@ def _sizes(
     if recipe.searches and tokens is not None:
         with stages.stage("search"):
             runner = Runner(folder / "parts", tokens.shape[1])
-            chain = Chain(model, runner, tokens[: recipe.probe])
+            apart = min(recipe.probe, len(tokens) // 2)
+            chain = Chain(model, runner, tokens[:apart])
             found: Sequence[int] = ffn_sizes(
-                model, chain, runner, wanted.ffn, multiple, folder / "probe", progress.advance
+                model,
+                chain,
+                runner,
+                tokens[apart:],
+                wanted.ffn,
+                multiple,
+                folder / "probe",
+                progress.advance,
             )
     else:
         found = [max(1, round((1 - wanted.ffn) * size.ffn / multiple)) * multiple for size in sizes]

@@ -6,7 +6,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from calibration.scheme import HALF, METHODS, NAMES, Awq, BiasCorrected, Dynamic, Floats, Gptq, Scheme, WeightOnly, scheme_of
+from calibration.scheme import (
+    HALF,
+    METHODS,
+    NAMES,
+    Awq,
+    BiasCorrected,
+    Dynamic,
+    Floats,
+    Gptq,
+    Scheme,
+    WeightOnly,
+    scheme_of,
+)
 from exporter.errors import Exit, OnnxGptError
 from graph_passes import parse
 from onnx_gpt.bundle.targets import ModelFile, chosen

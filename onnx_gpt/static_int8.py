@@ -45,11 +45,10 @@ def quantize_statically(
     if scheme.method == "gptq":
         folder.mkdir()
         chosen = calibrate(exported.model, scheme, windows.tokens, folder, progress.advance, others)
-        ranges = {site.input: chosen.ranges[str(site.input.name)] for site in sites}
-        quantize_products(exported.model, sites, ranges, chosen.codes)
+        quantize_products(exported.model, sites, chosen.ranges_of(sites), chosen.codes)
         coders = chosen.coders
     else:
-        inputs = list(dict.fromkeys(site.input for site in sites))
+        inputs = list(dict.fromkeys(site.input for site in sites if site.role not in others))
         spread = distributions(exported.model, inputs, windows.tokens, folder, progress)
         quantize_products(exported.model, sites, {value: s.least_error() for value, s in spread.items()})
     return [site.role for site in sites], coders, windows.facts()

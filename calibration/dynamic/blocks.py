@@ -1,8 +1,8 @@
 """A matrix as int8 in narrow blocks of columns, the way integer kernels without a packed form of their own stream it.
 
-onnxruntime's WebAssembly build copies each strip of a matrix before it multiplies, at every step. In a matrix ``[K, N]``
-the rows of a strip lie N bytes apart, so that almost every line of it is fetched alone; as ``[N/32, K, 32]`` a strip is
-one run of memory. Measured on SmolLM2's table at one token: 17 ms the first way, 3.3 ms the second.
+onnxruntime's WebAssembly build copies each strip of a matrix before it multiplies, at every step. In a matrix
+``[K, N]`` the rows of a strip lie N bytes apart, so that almost every line of it is fetched alone; in blocks
+``[N/32, K, 32]`` a strip is one run of memory. SmolLM2's table at one token: 17 ms the first way, 3.3 ms the second.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class BlockCodes:
     Attributes:
         blocks: C, blocks of `BLOCK` channels; the last is filled up with zeros.
         groups: G, runs of K/G columns with a scale of their own.
-        codes: int8 tensor ``[C, G, K/G, BLOCK]``: channel n is column ``n mod BLOCK`` of block ``n div BLOCK``. G is left
-            out where it is 1.
+        codes: int8 tensor ``[C, G, K/G, BLOCK]``: channel n is column ``n mod BLOCK`` of block ``n div BLOCK``. G is
+            left out where it is 1.
         scale: float32 tensor ``[C, G, 1, BLOCK]``, ``max |W[n, group]| / 127``.
     """
 
@@ -102,7 +102,9 @@ class _Codes(ir.LazyTensor):
         self._owner = owner
 
     def _whole(self) -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate(list(self._owner.pieces())).reshape(self.shape.numpy()), name=self.name)
+        return ir.tensor(
+            np.concatenate(list(self._owner.pieces())).reshape(self.shape.numpy()), name=self.name
+        )
 
     def tofile(self, file: IO[bytes]) -> None:
         for piece in self._owner.pieces():

@@ -5,10 +5,12 @@
 
 Nothing is calibrated, and no token's outliers coarsen another's grid. What a down projection reads has outliers within
 a token too: its columns fall into groups, each with scales of its own, whose products are summed. The small map before
-a tied head of a rotated decoder stays float: it undoes the rotation, and every logit would feel its error. Only standard integer operators and
-MatMulIntegerToFloat are used, which onnxruntime runs wherever it runs on a CPU, a browser's included. Weights lie in
-blocks (`calibration.dynamic.blocks`), so a product is one of many narrow matrices, ``[B, 1, S, K] · [C, K, 32]``, and a
-tied table is stored once: its rows are gathered out of the blocks, element by element.
+a tied head of a rotated decoder stays float: it undoes the rotation, and every logit would feel its error.
+
+Only standard integer operators and MatMulIntegerToFloat are used, which onnxruntime runs wherever it runs on a CPU, a
+browser's included. Weights lie in blocks (`calibration.dynamic.blocks`), so a product is one of many narrow matrices,
+``[B, 1, S, K] · [C, K, 32]``, and a tied table is stored once: its rows are gathered out of the blocks, element by
+element.
 """
 
 from __future__ import annotations
@@ -105,7 +107,9 @@ class _Rewriting:
         flat = self._op("Reshape", [codes, self._ints(-1)], f"{name}.all_codes")
         scales = self._op("Reshape", [scale, self._ints(-1)], f"{name}.all_scales")
         start = self._op("Mul", [self._op("Div", [site.input, block], f"{name}.block"), row], f"{name}.start")
-        start = self._op("Add", [start, self._op("Mod", [site.input, block], f"{name}.column")], f"{name}.first")
+        start = self._op(
+            "Add", [start, self._op("Mod", [site.input, block], f"{name}.column")], f"{name}.first"
+        )
         start = self._op("Unsqueeze", [start, self._ints(-1)], f"{name}.first_column")
         offsets = self._constant(f"offsets_{width}", np.arange(width) * BLOCK)
         places = self._op("Add", [start, offsets], f"{name}.places")
@@ -131,7 +135,7 @@ class _Rewriting:
         return self.stored[site.table]
 
     def _round(self, x: ir.Value, coded: BlockCodes, name: str) -> tuple[ir.Value, ir.Value]:
-        """uint8 ``[B, 1, (G,) S, K/G]`` and float32 ``[B, 1, (G,) S, 1]``; a run of zeros has scale 0, and gives zeros."""
+        """uint8 ``[B, 1, (G,) S, K/G]`` and float32 ``[B, 1, (G,) S, 1]``; a run of zeros has scale 0, gives zeros."""
         key = (x, coded.groups)
         if key not in self.rounded:
             wide = x
@@ -170,7 +174,7 @@ class _Rewriting:
 
 
 def _groups(width: int) -> int:
-    """The fewest groups of equal width that are no wider than `GROUP`; 1 where there are none of at least half of it."""
+    """The fewest groups of equal width, at most `GROUP` each; 1 where there are none of at least half of that."""
     found = next((g for g in range(1, width + 1) if width % g == 0 and width // g <= GROUP), 1)
     return found if width // found >= GROUP // 2 else 1
 

@@ -8,20 +8,22 @@ KL(m) · error(n) / error(m)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from calibration.collecting import Stream
 from calibration.pruning.allocation import allocate
 from calibration.pruning.chain import Chain
-from calibration.pruning.model import Described, Runner
+from calibration.pruning.model import OUT, Described, Loaded, Runner
 from calibration.pruning.sparsity import Sparsity
-from calibration.pruning.structure.channels import removal
-from calibration.pruning.structure.narrowing import prune_block
+from calibration.pruning.structure.channels import Removal, removal
+from calibration.pruning.structure.narrowing import FFN, forward, prune_block
 from calibration.pruning.weights import wanda
 from calibration.statistics.hessian import Hessian
-from calibration.statistics.regression import Regression
+from calibration.statistics.regression import Regression, SecondMoments
 from calibration.threads import single_threaded_blas
 from exporter.variants import sizes_of
 from exporter.weights import Array, Weight
@@ -39,6 +41,7 @@ def ffn_sizes(
     model: Described,
     chain: Chain,
     runner: Runner,
+    tokens: np.ndarray,
     share: float,
     multiple: int,
     folder: Path,
@@ -46,36 +49,80 @@ def ffn_sizes(
 ) -> list[int]:
     """Feed-forward sizes of all layers, multiples of ``multiple``, that together are the share smaller.
 
+    The split that was found is held against the uniform one, all layers pruned at once, and the better one is taken.
+
     Args:
+        chain: on text that is not in ``tokens``: a map that was fitted to few tokens looks harmless on these alone.
+        tokens: int64 ``[N, S]``, for the moments of the inputs; several times as many as a layer has neurons.
         folder: scratch.
     """
     layers = model.decoder.layers
     whole = [layer.ffn.up.weight.shape[0] for layer in layers]
     units = [size // multiple for size in whole]
-    budget = round(share * sum(whole) / multiple)
+    uniform = [max(1, round(share * count)) for count in units]
+    search = _Search(model, chain, runner, folder, multiple)
     folder.mkdir()
-    curves = []
+    stream = Stream(tokens, folder)
+    forward(runner.embedding(model), stream, first=True)
     with single_threaded_blas():
-        for i, layer in enumerate(layers):
+        for i in range(len(layers)):
             advance(i, len(layers), f"layers.{i}.ffn")
-            most = min(units[i] - 1, round(MOST * share * units[i]))
-            middle = max(1, round(share * units[i]))
-            part = runner.layer(model, i, ["ffn.down.input", "ffn.down.output"])
-            seen: Regression | None = None
-            for tokens, x in zip(chain.tokens, chain.states[i], strict=True):
-                found = part.run(tokens[None], x)
-                values, target = found["ffn.down.input"], found["ffn.down.output"]
-                seen = (seen or Regression.empty(target.shape[-1], values.shape[-1])).add(target, values)
-            assert seen is not None
-            moments = seen.finish(bias=layer.ffn.down.bias is not None)
-            weight = model.weights[f"layers.{i}.ffn.down.weight"].read()
-            order = removal(weight, moments.inputs, 1, max(most, middle) * multiple, f"layers.{i}.ffn.down")
-            wanted = sizes_of(layer).model_copy(update={"ffn": whole[i] - middle * multiple})
-            probe = prune_block(model, i, "ffn.down", wanted, moments, folder, order)
-            cost = order.cost[::multiple]
-            curves.append(chain.damage({i: runner.layer(probe, i)}) * cost / max(cost[middle], 1e-30))
-    levels = allocate(curves, budget)
+            moments = _own_moments(model, i, runner, stream)
+            most = min(units[i] - 1, max(uniform[i], round(MOST * share * units[i])))
+            search.measure(i, moments, uniform[i], most)
+        found = allocate(search.curves, sum(uniform))
+        advance(len(layers), len(layers), "both splits")
+        levels = found if search.damage(found) < search.damage(uniform) else uniform
     return [size - level * multiple for size, level in zip(whole, levels, strict=True)]
+
+
+class _Search:
+    """Feed-forwards of each layer pruned alone, and together.
+
+    Attributes:
+        curves: of each layer, the KL of the logits at each level, in steps of ``multiple`` neurons.
+    """
+
+    def __init__(self, model: Described, chain: Chain, runner: Runner, folder: Path, multiple: int) -> None:
+        self.model, self.chain, self.runner = model, chain, runner
+        self.folder, self.multiple = folder, multiple
+        self.curves: list[np.ndarray] = []
+        self._orders: list[Removal] = []
+
+    def measure(self, i: int, moments: SecondMoments, level: int, most: int) -> None:
+        """Find the curve of layer i, measured at one level; its moments are kept in a file."""
+        weight = self.model.weights[f"layers.{i}.{FFN}.weight"].read()
+        self._orders.append(removal(weight, moments.inputs, 1, most * self.multiple, f"layers.{i}.{FFN}"))
+        np.savez(self.folder / f"{i}.npz", **dataclasses.asdict(moments))
+        cost = self._orders[i].cost[:: self.multiple]
+        self.curves.append(self.chain.damage({i: self._pruned(i, level)}) * cost / max(cost[level], 1e-30))
+
+    def damage(self, levels: Sequence[int]) -> float:
+        """KL of the logits with all layers at their levels."""
+        return self.chain.damage({i: self._pruned(i, level) for i, level in enumerate(levels) if level})
+
+    def _pruned(self, i: int, level: int) -> Loaded:
+        with np.load(self.folder / f"{i}.npz") as kept:
+            moments = SecondMoments(**kept)
+        size = sizes_of(self.model.decoder.layers[i])
+        wanted = size.model_copy(update={"ffn": size.ffn - level * self.multiple})
+        pruned = prune_block(self.model, i, FFN, wanted, moments, self.folder, self._orders[i])
+        return self.runner.layer(pruned, i)
+
+
+def _own_moments(model: Described, i: int, runner: Runner, stream: Stream) -> SecondMoments:
+    """Of a down projection's inputs and its own outputs; the stream goes on to the next layer."""
+    source, target = f"{FFN}.input", f"{FFN}.output"
+    part = runner.layer(model, i, [OUT, source, target])
+    seen: Regression | None = None
+    for batch, tokens in enumerate(stream.batches):
+        found = part.run(tokens, stream.feeds(batch, [OUT])[OUT])
+        stream.put(batch, {OUT: found[OUT]})
+        new = seen or Regression.empty(found[target].shape[-1], found[source].shape[-1])
+        seen = new.add(found[target], found[source])
+    stream.advance()
+    assert seen is not None
+    return seen.finish(bias=model.decoder.layers[i].ffn.down.bias is not None)
 
 
 def shares(model: Described, chain: Chain, runner: Runner, share: float, advance: Advance) -> list[Sparsity]:

@@ -2,9 +2,9 @@
 
 Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (arXiv 2306.00978).
 With s = rms(x)^α for each input channel, rounding ``W·diag(s)`` and dividing the inputs by s leaves the function as it
-is, and divides the error of channel k by s_k, as long as no scale of a block grows by as much. Dividing is free: what gives
-the inputs is made smaller once (`calibration.transforms.scaling`). α is searched for each group of products that share
-an input, for the least error of their outputs on text,
+is, and divides the error of channel k by s_k, as long as no scale of a block grows by as much. Dividing is free: what
+gives the inputs is made smaller once (`calibration.transforms.scaling`). α is searched for each group of products that
+share an input, for the least error of their outputs on text,
 
     Σ tr((W − Ŵ)·H·(W − Ŵ)ᵀ),   Ŵ = RTN(W·diag(s))·diag(1/s),   H = X·Xᵀ / T
 

@@ -42,6 +42,12 @@ class Site:
     def output(self) -> ir.Value:
         return self.nodes[-1].outputs[0]
 
+    def as_it_stands(self) -> Site:
+        """The same use with its input of now: what made it may have been replaced since."""
+        given = self.nodes[0].inputs[1 if self.kind == "lookup" else 0]
+        assert given is not None
+        return dataclasses.replace(self, input=given)
+
     def parts(self) -> list[tuple[str, Weight]]:
         """The linear maps that were stacked into this one, by role, from the first row to the last."""
         stem, _, name = self.role.rpartition(".")

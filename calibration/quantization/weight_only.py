@@ -90,7 +90,7 @@ def quantize_weights(
     lowering = Lowering(graph)
     done: list[Treatment] = []
     for site, plan in zip(sites, plans, strict=True):
-        done += _rewrite(site, plan, lowering)
+        done += _rewrite(site.as_it_stands(), plan, lowering)
     lowering.sweep(site.table for site in sites)
     return (*done, *_vectors(graph))
 

@@ -1,19 +1,20 @@
 """The choice of one option for each unit: the least loss within a cost, for every cost at once.
 
 A knapsack with one item of each group (Sinha & Zoltners 1979, "The Multiple-Choice Knapsack Problem"), solved exactly
-by dynamic programming over a grid of costs. Costs are rounded up to the grid, so a choice that is within a budget there
-is within it.
+by dynamic programming over a grid of costs. Costs that are whole multiples of something, such as bytes of aligned
+tensors, lie on the grid; others are rounded up to it, so a choice that is within a budget there is within it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-STEPS = 1 << 14
-"""Costs that are told apart, from nothing to the cost of the dearest choice."""
+STEPS, MOST_STEPS = 1 << 14, 1 << 19
+"""Costs that are told apart, from nothing to the cost of the dearest choice; more, where whole costs are then exact."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,8 +23,8 @@ class Frontier:
 
     Attributes:
         step: cost of one step of the grid.
-        loss: float64 ``[STEPS + 1]``, least loss at a cost of at most so many steps; +∞ where there is no choice.
-        picks: uint8 ``[units, STEPS + 1]``, the option that the unit takes there.
+        loss: float64 ``[steps + 1]``, least loss at a cost of at most so many steps; +∞ where there is no choice.
+        picks: uint8 ``[units, steps + 1]``, the option that the unit takes there.
         steps: int64 ``[units, options]``, what each costs.
     """
 
@@ -58,10 +59,11 @@ def frontier(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]
         costs: of each option of each unit, 0 or more.
         losses: the same; any numbers, the sum counts.
     """
-    step = max(sum(max(own) for own in costs) / STEPS, np.finfo(float).tiny)
+    most = sum(max(own) for own in costs)
+    step = _common_step([cost for own in costs for cost in own], most)
     steps = [np.ceil(np.array(own) / step - 1e-9).astype(np.int64) for own in costs]
-    # rounding up may take the dearest choice beyond STEPS by one for each unit
-    best = np.zeros(STEPS + len(costs) + 1)
+    # rounding up may take the dearest choice further by one step for each unit
+    best = np.zeros(round(most / step) + len(costs) + 1)
     picks = np.zeros((len(costs), len(best)), np.uint8)
     for i, (own, loss) in enumerate(zip(steps, losses, strict=True)):
         totals = np.full((len(own), len(best)), np.inf)
@@ -70,3 +72,12 @@ def frontier(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]
         picks[i] = totals.argmin(axis=0)
         best = totals.min(axis=0)
     return Frontier(step, best, picks, steps)
+
+
+def _common_step(costs: Sequence[float], most: float) -> float:
+    """The greatest divisor of whole costs, where that is not too small; else a small part of the most."""
+    if all(float(cost).is_integer() for cost in costs):
+        divisor = math.gcd(*map(int, costs))
+        if divisor and most / divisor <= MOST_STEPS:
+            return float(divisor)
+    return max(most / STEPS, np.finfo(float).tiny)

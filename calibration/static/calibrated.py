@@ -12,7 +12,7 @@ by GPTQ with one scale a channel (`calibration.quantization.gptq`; Frantar et al
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from calibration.quantization.weight_only import Coders, pieces, quantize_weight
 from calibration.scheme import Gptq, Grid, Static
 from calibration.segments import Segment, cut
 from calibration.static.codes import ChannelCodes, ChosenCodes
-from calibration.static.qdq import Range, is_static, quantize_products, rounded_to
+from calibration.static.qdq import Range, is_static, quantize_products, rounded_to, rows_rounded
 from calibration.statistics.hessian import Hessian, product
 from calibration.statistics.histogram import Histogram
 from calibration.threads import in_order, single_threaded_blas
@@ -65,6 +65,11 @@ class Chosen:
     codes: Mapping[str, ChannelCodes]
     coders: Coders
 
+    def ranges_of(self, sites: Sequence[Site]) -> dict[ir.Value, Range]:
+        """Ranges by value, of the inputs that have one."""
+        known = ((site.input, self.ranges.get(str(site.input.name))) for site in sites)
+        return {value: ends for value, ends in known if ends is not None}
+
 
 def calibrate(
     model: ir.Model,
@@ -90,7 +95,7 @@ def calibrate(
             advance(i, len(segments) - 1, segment.name)
             own = _choose(segment, scheme, stream, folder, others)
             sites = [site for site in segment.sites() if is_static(site, others)]
-            ranges = {site.input: own.ranges[str(site.input.name)] for site in sites}
+            ranges = own.ranges_of(sites)
             quantize_products(segment.model, sites, ranges, own.codes)
             quantize_weights(segment.model, scheme, own.coders)
             forward(segment, stream, folder)
@@ -107,7 +112,8 @@ def _choose(
 ) -> Chosen:
     sites = [site for site in segment.sites() if site.kind == "multiply"]
     static = [site for site in sites if is_static(site, others)]
-    ranges = {name: _range(name, stream) for name in dict.fromkeys(str(s.input.name) for s in static)}
+    ranged = dict.fromkeys(str(site.input.name) for site in static if site.role not in others)
+    ranges = {name: _range(name, stream) for name in ranged}
     codes: dict[str, ChannelCodes] = {}
     coders: dict[str, list[Coder | None]] = {}
     damping = Gptq(scheme.layers, scheme.table).damping
@@ -115,7 +121,7 @@ def _choose(
         source, name = str(site.input.name), str(site.table.name)
         if is_static(site, others):
             inputs = gptq.objective(
-                _rounded_moment(source, ranges[source], stream).finish(), damping, site.role
+                _rounded_moment(source, ranges.get(source), stream).finish(), damping, site.role
             )
             codes[name] = _channels(site, inputs, folder / f"{segment.name}.{n}")
         else:
@@ -137,12 +143,15 @@ def _range(name: str, stream: Stream) -> Range:
     return found.finish().least_error()
 
 
-def _rounded_moment(name: str, ends: Range, stream: Stream) -> Hessian:
+def _rounded_moment(name: str, ends: Range | None, stream: Stream) -> Hessian:
     """The second moment of inputs as the product sees them."""
+
+    def rounded(batch: int) -> np.ndarray:
+        value = stream.feeds(batch, [name])[name]
+        return rows_rounded(value) if ends is None else rounded_to(value, ends)
+
     moment: Hessian | None = None
-    for found, count in in_order(
-        lambda batch: product(rounded_to(stream.feeds(batch, [name])[name], ends)), range(len(stream.batches))
-    ):
+    for found, count in in_order(lambda batch: product(rounded(batch)), range(len(stream.batches))):
         moment = (moment or Hessian.empty(len(found))).add_product(found, count)
     assert moment is not None
     return moment

@@ -4,8 +4,8 @@ Xiao et al. 2022, "SmoothQuant: Accurate and Efficient Post-Training Quantizatio
 2211.10438): ``s_k = max|X_k|^α / max|W_k|^(1−α)`` makes inputs ``X/s`` flat and weights ``W·diag(s)`` steeper. Scaling
 is free where what gives the inputs can be made smaller once (`calibration.transforms.scaling`): up gives those of down,
 and values those of o. Norms need none after a rotation. α is searched for each product, for the least error of its
-outputs in the runtime's own arithmetic, and that error says too which down projections can be static at all: a few
-tokens give some of them inputs thousands of times as large as all others, which no scale of a channel mends.
+outputs in the runtime's own arithmetic (`calibration.static.qdq`), on tokens that no scale was taken from: most neurons
+of a gated feed-forward fire rarely, and what made one text's inputs flat clips another's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from calibration.quantization.calibrated import Advance
 from calibration.static.codes import nearest
-from calibration.static.qdq import rounded_to
+from calibration.static.qdq import rounded_to, rows_rounded
 from calibration.statistics.histogram import Histogram
 from calibration.threads import single_threaded_blas
 from calibration.transforms.scaling import Scales, of_giver, of_readers
@@ -44,7 +44,7 @@ class Smoothing:
 
     Attributes:
         scales: for `calibration.transforms.scaling.scaled`.
-        errors: error of a product's outputs over their size, squares, in the mean of tokens that nothing was taken from,
+        errors: error of a product's outputs over their size, squares, in the mean of tokens that gave no scale,
             by the product's role.
     """
 
@@ -81,12 +81,13 @@ def smooth(
             w = site.weight.read()
             exact = unseen @ w.T
             largest, weight = np.abs(seen).max(axis=0), np.abs(w).max(axis=0)
+            by_token = giver.endswith("ffn.up")
             ones = np.ones_like(largest)
-            tried = [(ones, _error(seen, unseen, w, exact, ones))]
+            tried = [(ones, _error(seen, unseen, w, exact, ones, by_token))]
             for exponent, floor in itertools.product(EXPONENTS, FLOORS) if giver in givers else ():
                 bounded = np.maximum(largest, np.quantile(largest, floor))
                 own = of_giver(decoder, giver, _scale(bounded, weight, exponent))
-                tried.append((own, _error(seen, unseen, w, exact, of_readers(decoder, giver, own))))
+                tried.append((own, _error(seen, unseen, w, exact, of_readers(decoder, giver, own), by_token)))
             best, errors[site.role] = min(tried, key=lambda found: found[1])
             if best is not ones:
                 scales[giver] = best
@@ -104,10 +105,14 @@ def _scale(largest: np.ndarray, weight: np.ndarray, exponent: float) -> np.ndarr
 
 
 def _error(
-    seen: np.ndarray, unseen: np.ndarray, w: np.ndarray, exact: np.ndarray, scale: np.ndarray
+    seen: np.ndarray, unseen: np.ndarray, w: np.ndarray, exact: np.ndarray, scale: np.ndarray, by_token: bool
 ) -> float:
     """Error of outputs over their size, in the mean of tokens."""
-    ends = Histogram.empty().add(seen[::2] / scale).finish().least_error()
-    off = rounded_to(unseen / scale, ends) @ nearest(w * scale).T - exact
+    if by_token:
+        rounded = rows_rounded(unseen / scale)
+    else:
+        ends = Histogram.empty().add(seen[::2] / scale).finish().least_error()
+        rounded = rounded_to(unseen / scale, ends)
+    off = rounded @ nearest(w * scale).T - exact
     size = np.maximum(np.square(exact).sum(axis=1), np.finfo(np.float32).tiny)
     return float((np.square(off).sum(axis=1) / size).mean())

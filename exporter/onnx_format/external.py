@@ -113,6 +113,8 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
 
 def _entries(tensor: onnx.TensorProto, size: int) -> tuple[str, int, int]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(isinstance(text, str) for text in (*entries, *entries.values())):
+        raise _data(tensor.name, "has external data described in bytes that are no text")
     numbers = []
     for key, default in (("offset", 0), ("length", size)):
         text = entries.get(key, str(default))

@@ -1,4 +1,4 @@
-"""What tells GroupQueryAttention of padding on any side: a bias on the scores, positions, and rows of equal length."""
+"""What tells GroupQueryAttention of padding on any side: a bias on the scores, and rows of equal length."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from graph_passes.lowering.lengths import Lengths
 from graph_passes.matching import initializer, make
 
 MASKED = -30000.0
-"""Added to the score of a key that is padding. Its exponential is 0 beside any real key's, a row that sees padding alone
-stays finite, and float16 can hold it."""
+"""Added to the score of a key that is padding. Its exponential is 0 beside any real key's, a row that sees padding
+alone stays finite, and float16 can hold it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,9 @@ def padded(node: ir.Node, query: ir.Value, attention_mask: ir.Value) -> Padded:
     rows = make("Shape", [attention_mask], "padding.rows", start=0, end=1)
     tokens = make("Expand", [last.outputs[0], rows.outputs[0]], "padding.tokens")
     real = make("Cast", [attention_mask], "padding.real", to=ir.DataType.BOOL)
-    per_key = make("Where", [real.outputs[0], scalar("seen", 0.0), scalar("masked", MASKED)], "padding.per_key")
+    per_key = make(
+        "Where", [real.outputs[0], scalar("seen", 0.0), scalar("masked", MASKED)], "padding.per_key"
+    )
     wide = make("Unsqueeze", [per_key.outputs[0], ints("axes", 1, 2)], "padding.wide")
     length = make("Shape", [query], "padding.length", start=1, end=2)
     size = make(
@@ -67,7 +69,5 @@ def padded(node: ir.Node, query: ir.Value, attention_mask: ir.Value) -> Padded:
         (real, ir.DataType.BOOL),
     ):
         made.outputs[0].dtype = dtype
-    graph.insert_before(
-        node, [columns, total, last, rows, tokens, real, per_key, wide, length, size, bias]
-    )
+    graph.insert_before(node, [columns, total, last, rows, tokens, real, per_key, wide, length, size, bias])
     return Padded(Lengths(tokens.outputs[0], total.outputs[0]), bias.outputs[0])

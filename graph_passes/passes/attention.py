@@ -7,8 +7,8 @@ token that is not padding (with a window, the canonical graph counts padding bet
 steps of distance, this one does not). A batch padded on the left makes the graph fail
 (`graph_passes.lowering.lengths`); it is never silently wrong.
 
-``attention{padding=any}`` is right for padding on either side, as the canonical graph is, for a bias on the scores and
-positions that are fed to every attention (`graph_passes.lowering.padding`).
+``attention{padding=any}`` is right for padding on either side, as the canonical graph is, for a bias on the scores
+(`graph_passes.lowering.padding`).
 """
 
 from __future__ import annotations
@@ -132,8 +132,9 @@ def rewrite(found: Match, known: Lengths | Padded) -> None:
         tables = tuple(found.rotations[0].inputs[1:3])
         attributes["rotary_interleaved"] = attribute(found.rotations[0], "interleaved", 0)
     if isinstance(known, Padded):
-        positions = found.rotations[0].inputs[3] if found.rotations else None
-        tables = (*(tables or (None, None)), positions, known.bias)
+        # Rotated by place, padding counted: a row's distances are the same, and the kernel rotates a single token by
+        # its place whatever positions it is given.
+        tables = (*(tables or (None, None)), None, known.bias)
     fused = make(
         "GroupQueryAttention",
         [found.query, found.key, found.value, *found.past, rows.tokens, rows.total, *tables],

@@ -24,7 +24,7 @@ def apply(model: ir.Model) -> Outcome:
         if not plain or x is None or table is None or table.shape is None or len(table.shape) != 2:
             continue
         name = str(node.name)
-        rows, width = (int(size) for size in table.shape)  # a weight's sizes are numbers
+        rows, width = table.shape.numpy()
 
         def ints(what: str, *values: int, name: str = name) -> ir.Value:
             return initializer(graph, ir.tensor(np.array(values, np.int64), name=f"{name}.{what}"))
@@ -32,9 +32,7 @@ def apply(model: ir.Model) -> Outcome:
         leading = make("Shape", [x], f"{name}.leading", start=0, end=2)
         size = make("Concat", [leading.outputs[0], ints("vocabulary", rows)], f"{name}.size", axis=0)
         flat = make("Reshape", [x, ints("flat_size", -1, width)], f"{name}.flat")
-        product = make(
-            "Gemm", [flat.outputs[0], table], f"{name}.product", role=role_of(node), transB=1
-        )
+        product = make("Gemm", [flat.outputs[0], table], f"{name}.product", role=role_of(node), transB=1)
         whole = make("Reshape", [product.outputs[0], size.outputs[0]], name)
         for made in (leading, size):
             made.outputs[0].dtype = ir.DataType.INT64

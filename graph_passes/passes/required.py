@@ -1,4 +1,4 @@
-"""num_logits_to_keep = 0 unless fed ⇒ always fed: runtimes that feed only what has no default see it, and ask for one row."""
+"""num_logits_to_keep = 0 unless fed ⇒ always fed: runtimes that feed only what has no default ask for one row."""
 
 from __future__ import annotations
 

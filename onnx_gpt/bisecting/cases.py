@@ -75,7 +75,7 @@ class Case:
 def cases(length: int) -> tuple[Case, ...]:
     """What is tried on rows of so many tokens."""
     half, short = length // 2, max(1, length - 5)
-    return (
+    found = (
         Case("prompt", (0,), (length,), (length,)),
         Case("prompt in chunks", (0,), (length,), (half, length - half)),
         Case("step after a cache", (0,), (length,), (length - 1, 1)),
@@ -83,6 +83,7 @@ def cases(length: int) -> tuple[Case, ...]:
         Case("step of a batch", (0, 1), (length, length), (length - 1, 1)),
         Case("last logits", (0,), (length,), (length,), keep=min(2, length)),
     )
+    return tuple(case for case in found if all(case.calls))
 
 
 def length_for(model: ir.Model, context_length: int | None) -> int:

@@ -54,6 +54,23 @@ def judge(piece: Piece) -> str:
     return ""
 
 
+def exhibit(piece: Piece) -> tuple[dict[str, np.ndarray], float]:
+    """Inputs on which both sides of a piece give the weight itself, and what rounding takes from an element, at most.
+
+    Returns:
+        Inputs by name, and `TIMES` times the largest error of plain rounding, of the largest weight.
+    """
+    site = _site(piece)
+    assert site is not None
+    weight = site.weight.read()
+    bits, block = _grid(piece.after)
+    off = np.abs(rounded(weight, bits, min(block, weight.shape[1])) - weight).max()
+    rows, columns = weight.shape
+    unit: np.ndarray = np.eye(columns, dtype=np.float32)[None]
+    given = np.arange(rows, dtype=np.int64)[None] if site.kind == "lookup" else unit
+    return {str(site.input.name): given}, float(TIMES * off / np.abs(weight).max())
+
+
 def _worst(error: np.ndarray, wanted: np.ndarray, axis: int) -> tuple[float, int]:
     """Largest ratio of errors, in root mean square along an axis, and where."""
     usual = np.sqrt((wanted.astype(np.float64) ** 2).mean())

@@ -161,7 +161,9 @@ def _shifted(model: ir.Model, names: Sequence[str]) -> ir.Model:
         shift = ir.Value(name=f"shift.{name}", type=ir.TensorType(ir.DataType.FLOAT), const_value=zero)
         maker = value.producer()
         assert maker is not None
-        if value is not maker.outputs[0]:  # a sum inside a fused norm: what is added to one summand is in both outputs
+        if (
+            value is not maker.outputs[0]
+        ):  # a sum inside a fused norm: what is added to one summand is in both outputs
             added = ir.node("Add", [maker.inputs[0], shift], outputs=[ir.Value(name=f"{name}.shifted")])
             copy.graph.insert_before(maker, added)
             maker.replace_input_with(0, added.outputs[0])

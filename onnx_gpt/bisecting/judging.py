@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from exporter.errors import rejected
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.prove import FACTOR, FLOOR
 from onnx_gpt.bisecting.cases import Case, Feeding, expected
@@ -57,7 +58,11 @@ class Deviation:
 
 
 def truth_of(model: ir.Model, text: np.ndarray) -> Truth:
-    """Run whole rows, one at a time, by the graph that everything is measured against."""
+    """Run whole rows, one at a time, by the graph that everything is measured against.
+
+    Raises:
+        OnnxGptError: ``interface-unknown`` (exit 3); ``model-run-failed``.
+    """
     feeding = Feeding(model)
     rows = [Case(f"row {i}", (i,), (text.shape[1],), (text.shape[1],)) for i in range(len(text))]
     feeds = [feeding.feeds(case, text, 0, {}) for case in rows]
@@ -65,7 +70,14 @@ def truth_of(model: ir.Model, text: np.ndarray) -> Truth:
     def logits(arithmetic: Arithmetic) -> list[np.ndarray]:
         return [values[feeding.logits][0] for values in run(model, feeds, arithmetic=arithmetic)]
 
-    single = logits("float32")
+    try:
+        single = logits("float32")
+    except CannotEvaluate as error:
+        raise rejected(
+            "model-run-failed",
+            f"onnxruntime cannot run the graph: {str(error).splitlines()[0]}",
+            "export the model with a batch and a sequence length that are free",
+        ) from error
     exact: Sequence[np.ndarray]
     arithmetic: Arithmetic = "float64"
     try:

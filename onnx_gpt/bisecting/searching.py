@@ -56,6 +56,8 @@ class Judged:
         worst: the case in which the graph after it is furthest from the truth; None of a lossy stage, and of one that
             the search did not have to run.
         firings: replacements that it made.
+        wrong: whether the graph after it is.
+        judged: whether that is known by itself.
     """
 
     name: str

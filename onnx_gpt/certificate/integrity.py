@@ -15,7 +15,7 @@ from exporter.sources._files import parse_json_object
 from onnx_gpt.bundle.writing import REPORT
 from onnx_gpt.certificate.files import CHECKSUMS, READERS, names_below, parse_checksums, sha256_of
 from onnx_gpt.certificate.issuing import report_digest
-from onnx_gpt.certificate.schema import CERTIFICATE, LIMIT, Certificate, parse, seal_holds
+from onnx_gpt.certificate.schema import CERTIFICATE, LIMIT, Certificate, is_as_issued, parse, seal_holds
 from onnx_gpt.certificate.violations import Violation, violation
 
 REPORT_LIMIT = 64 << 20
@@ -26,7 +26,10 @@ def read_certificate(folder: Path) -> tuple[Certificate | None, str, list[Violat
     try:
         data = _read(folder / CERTIFICATE, LIMIT)
     except FileNotFoundError:
-        return None, "", [violation("certificate-missing", CERTIFICATE, f"{folder} has no {CERTIFICATE}")]
+        below = sorted(path.parent.name for path in folder.glob(f"*/{CERTIFICATE}"))
+        hint = f": verify its bundles one by one, {', '.join(below)}" if below else ""
+        cause = f"{folder} has no {CERTIFICATE}{hint}"
+        return None, "", [violation("certificate-missing", CERTIFICATE, cause)]
     except OSError as error:
         return None, "", [violation("certificate-invalid", CERTIFICATE, str(error))]
     digest = hashlib.sha256(data).hexdigest()
@@ -138,16 +141,18 @@ def _checksums(
     if listed is None:
         yield violation("checksums", CHECKSUMS, "it is not what sha256sum writes")
         return
+    as_issued = is_as_issued((folder / CERTIFICATE).read_bytes())
+    at_fault = CHECKSUMS if as_issued else CERTIFICATE
     wanted = {**expected, CERTIFICATE: digest, REPORT: actual.get(REPORT) or listed.get(REPORT, "")}
     for name in sorted(wanted.keys() | listed.keys()):
         if listed.get(name) == wanted.get(name):
             continue
         if name == REPORT:
             cause = f"its bytes are not those of {CHECKSUMS}: one of the two has changed"
-            yield violation("file-digest", REPORT, cause)
+            yield violation("file-digest", f"{REPORT} or {CHECKSUMS}", cause)
         elif name == CERTIFICATE:
-            cause = f"{CHECKSUMS} has another digest of it: one of the two has changed"
-            yield violation("file-digest", CERTIFICATE, cause)
+            cause = f"SHA-256 is {digest}, {CHECKSUMS} has {listed.get(name)}"
+            yield violation("checksums" if as_issued else "file-digest", at_fault, cause)
         else:
             cause = f"it says {listed.get(name)} of {name}, the certificate {wanted.get(name)}"
             yield violation("checksums", CHECKSUMS, cause)

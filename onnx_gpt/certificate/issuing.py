@@ -31,6 +31,7 @@ from onnx_gpt.certificate.schema import (
     SourceFacts,
     TraceFacts,
     seal_of,
+    text_of,
 )
 from onnx_gpt.certificate.source import source_digests
 from onnx_gpt.certificate.tensors import merkle_root, tensor_digests
@@ -122,7 +123,7 @@ def certify(
         seal="0" * 64,
     ).document()
     document["seal"] = seal_of(document)
-    data = (canonical.laid_out(document, depth=4) + "\n").encode("utf-8")
+    data = text_of(document).encode("utf-8")
     (folder / CERTIFICATE).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     sums = digests | {CERTIFICATE: digest, REPORT: sha256_of(folder / REPORT)}

@@ -191,15 +191,21 @@ class Certificate(Frozen):
         """Plain values, as JSON holds them."""
         return self.model_dump(mode="json", by_alias=True)
 
-    def text(self) -> str:
-        """The file's contents."""
-        return canonical.laid_out(self.document(), depth=4) + "\n"
-
 
 def seal_holds(data: bytes) -> bool:
     """Whether a certificate that `parse` took has been left as it was written."""
     document = json.loads(data)
     return bool(seal_of(document) == document["seal"])
+
+
+def is_as_issued(data: bytes) -> bool:
+    """Whether a certificate that `parse` took is laid out as we lay one out: not a space was changed since."""
+    return data == text_of(json.loads(data)).encode("utf-8")
+
+
+def text_of(document: dict[str, Any]) -> str:
+    """The file's contents."""
+    return canonical.laid_out(document, depth=4) + "\n"
 
 
 def seal_of(document: dict[str, Any]) -> str:

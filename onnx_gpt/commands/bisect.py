@@ -40,8 +40,8 @@ def bisect(
     Prompts, chunks, steps after a cache, padded batches and last logits are compared with the source's own graph in
     float64; what its float32 run is off by is noise. Exit status 5 where something is wrong.
 
-    With --against two finished models are compared instead, point by point: where they part first, and for every layer
-    how much error enters, to what it grows, and what it costs.
+    With --against two finished models are compared instead, point by point: where they part first, which is wrong
+    unless one is quantized, and for every layer how much error enters, to what it grows, and what it costs.
 
     Parameters
     ----------
@@ -97,8 +97,9 @@ def bisect(
         show_parting(found)
     else:
         show(found)
-    wrong = found.first if isinstance(found, Parting) else found.wrong
-    return Exit.PARITY if wrong else Exit.DONE
+    if isinstance(found, Parting):
+        return Exit.PARITY if found.first and not found.lossy else Exit.DONE
+    return Exit.PARITY if found.wrong else Exit.DONE
 
 
 def show(found: Bisection) -> None:
@@ -166,8 +167,9 @@ def show_parting(found: Parting) -> None:
         print("\nthey do not part beyond noise")
         return
     first = found.first
+    mark = "they have to, being quantized, and" if found.lossy else "✗ they"
     print(
-        f"\n✗ they part at {first.point} ({first.value}), in {first.case}, call {first.call + 1}: "
+        f"\n{mark} part at {first.point} ({first.value}), in {first.case}, call {first.call + 1}: "
         f"{first.error:.2g} of the largest value, noise ends at {first.tolerance:.2g}"
     )
     if found.folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def read_header(path: Path, name: str) -> GraphFile:
                 raise
             problem = problem or error
     try:
-        model = ir.serde.deserialize_model(proto)
+        with warnings.catch_warnings(action="ignore"):  # of what is no part of the graph
+            model = ir.serde.deserialize_model(proto)
     except Exception as error:  # the IR's layers raise many kinds for a message that makes no sense
         raise _invalid(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     ir.external_data.set_base_dir(model.graph, path.parent)

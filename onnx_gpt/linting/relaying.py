@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from exporter.errors import unsupported
+from exporter.errors import rejected, unsupported
 from exporter.onnx_format.external import tensors_of
 from onnx_gpt.linting.draft import Draft
 from onnx_gpt.linting.graph_file import GraphFile
@@ -62,9 +62,16 @@ def plan(graph: GraphFile, limit: int | None) -> Layout:
     """Where each tensor of a model goes, in files of at most ``limit`` bytes.
 
     Raises:
-        OnnxGptError: ``tensor-too-large`` (exit 3) for one that no file holds.
+        OnnxGptError: ``tensor-too-large`` (exit 3) for one that no file holds; ``onnx-invalid``.
     """
-    proto = ir.serde.serialize_model(graph.model)
+    try:
+        proto = ir.serde.serialize_model(graph.model)
+    except ir.serde.SerdeError as error:  # a message that could be read, and says what no message can
+        raise rejected(
+            "onnx-invalid",
+            f"{graph.name} cannot be written again: {error.__cause__ or error!s:.200}",
+            "export it again",
+        ) from error
     moves: dict[tuple[str, int, int], Move] = {}
     chunk, end = 0, 0
     for tensor in proto.graph.initializer:

@@ -169,4 +169,6 @@ def _copy(draft: Draft, stage: Path) -> Draft:
             draft = draft.note(f"{name} is left out: it is no document, and no model names it")
             continue
         (stage / name).write_bytes(read_bytes(subject.folder, name, FILE_LIMIT))
-    return draft
+    known = {str(PurePosixPath(name).parent) for name in data}
+    others = sorted(path.name for path in subject.folder.iterdir() if path.is_dir())
+    return draft.note(*(f"{name}/ is left out" for name in others if name not in known))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from calibration.scheme import NAMES
 from exporter import sources
 from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
 from exporter.errors import OnnxGptError, rejected
@@ -23,7 +24,7 @@ from onnx_gpt.bundle.writing import REPORT
 from onnx_gpt.exporting import export
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.gate import Facts, Greedily, Reference
-from onnx_gpt.parity.limits import BLOCKED, scheme_of
+from onnx_gpt.parity.limits import BLOCKED, gate_of, scheme_of
 from onnx_gpt.parity.prove import judged_as
 from onnx_gpt.parity.standard import facts_of, has_torch, original, reference_missing, torch_or_float_bundle
 from onnx_gpt.progress import Progress
@@ -131,12 +132,14 @@ def _asked(folder: Path) -> str:
         return ""
     try:
         recipe = json.loads(path.read_text("utf-8"))["recipe"]
-        quantize, method = recipe.get("quantize", ""), recipe.get("method", "rtn")
+        quantize, method = str(recipe["quantize"]), str(recipe.get("method", "rtn"))
+        if quantize not in ("none", *NAMES):
+            raise ValueError(f"it names a scheme {quantize!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise rejected(
             "bundle-invalid", f"{path} is not a report: {error}", "build the bundle again"
         ) from error
-    return "int4, calibrated" if (quantize, method) == ("int4", "gptq") else str(quantize)
+    return gate_of(quantize, "float", method)
 
 
 def _graph_facts(opened: GraphSource) -> Facts:

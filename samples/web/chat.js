@@ -34,18 +34,21 @@ export class Chat {
     return this.tokenizer(messages.map((message) => message.content).join("\n"));
   }
 
-  // Greedy. onText is called with pieces as they come; the result has ids, text and times in milliseconds.
-  async answer(messages, { max_new_tokens = 128, onText, stopping_criteria } = {}) {
-    return this.continue(this.encode(messages), { max_new_tokens, onText, stopping_criteria });
+  // Greedy. onText is called with pieces as they come, onToken at each token; the result has ids, text and times in milliseconds.
+  async answer(messages, options = {}) {
+    return this.continue(this.encode(messages), options);
   }
 
-  async continue(inputs, { max_new_tokens = 128, onText, ...options } = {}) {
+  async continue(inputs, { max_new_tokens = 128, onText, onToken, ...options } = {}) {
     const times = [];
     const streamer = new TextStreamer(this.tokenizer, {
       skip_prompt: true,
       skip_special_tokens: true,
       callback_function: (text) => onText?.(text),
-      token_callback_function: () => times.push(performance.now()),
+      token_callback_function: () => {
+        times.push(performance.now());
+        onToken?.();
+      },
     });
     const started = performance.now();
     const output = await this.model.generate({ ...inputs, max_new_tokens, do_sample: false, streamer, ...options });

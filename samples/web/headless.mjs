@@ -6,7 +6,7 @@
 // {"runtime": "chromium", "url": "http://127.0.0.1:8000", "executable": "/usr/bin/chromium", "calls": […], "screenshot": …}
 //
 // A call loads a model and gives `ids` for `messages` or `prompt` (token ids), `rows` for `texts`, and `steps`, the
-// milliseconds of each decoding step. `webgpu` runs on SwiftShader, a GPU in software, whose subgroups of 4 lanes
+// milliseconds of each decoding step, after as many unmeasured rounds as `warm` says. `webgpu` runs on SwiftShader, a GPU in software, whose subgroups of 4 lanes
 // onnxruntime's attention kernel does not expect: they are hidden from it.
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -80,9 +80,12 @@ async function inChromium() {
         const chat = await Chat.load(given);
         const loading = performance.now() - started;
         const options = { max_new_tokens: given.max_new_tokens, min_new_tokens: given.min_new_tokens };
+        const inputs = given.messages ? chat.encode(given.messages) : given.prompt && chat.fromIds(given.prompt);
+        // The first runs are slow: the browser is still compiling.
+        for (let i = 0; i < (given.warm ?? 0); i++) await chat.continue(inputs, { max_new_tokens: 2 });
         const found = given.texts
           ? { rows: await chat.batch(given.texts, given.max_new_tokens) }
-          : await chat.continue(given.messages ? chat.encode(given.messages) : chat.fromIds(given.prompt), options);
+          : await chat.continue(inputs, options);
         await chat.dispose();
         return { ...found, loading, isolated: crossOriginIsolated };
       }, call);

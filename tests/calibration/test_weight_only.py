@@ -76,6 +76,17 @@ def test_a_tied_table_is_stored_once_and_its_rows_are_exact(
     assert difference(logits, table[ids] @ table.T) < INT8_ACTIVATIONS
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_reads_a_rewritten_value_reads_the_new_one(fused: bool) -> None:
+    graph = tied(random(64, 32), fused=fused)  # the head reads what the lookup gives, and both are rewritten
+    quantize_weights(graph, scheme_of("int4"))
+    graph.graph.sort()
+    known = {*graph.graph.inputs, *graph.graph.initializers.values()}
+    for node in graph.graph:
+        assert known.issuperset(value for value in node.inputs if value is not None), node.name
+        known.update(node.outputs)
+
+
 def test_embedding_and_head_may_have_a_grid_of_their_own() -> None:
     graph = tied(random(50, 64))
     done = quantize_weights(graph, scheme_of("int4", table_bits=8))

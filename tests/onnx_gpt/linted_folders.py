@@ -222,10 +222,11 @@ def packed(model: onnx.ModelProto) -> None:
 
 
 def data_file(folder: Path) -> Path:
+    """The file of weights that the graph names."""
     path = model_path(folder)
-    return next(
-        file for file in path.parent.iterdir() if "data" in file.name and file.name.startswith(path.name)
-    )
+    model = onnx.load(path, load_external_data=False)
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return path.with_name(next(entry.value for entry in entries if entry.key == "location"))
 
 
 def move_data(name: str) -> Spoil:

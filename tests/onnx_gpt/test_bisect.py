@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -23,24 +24,24 @@ from exporter.errors import Exit, OnnxGptError
 from exporter.families import families
 from graph_passes.outcome import Outcome
 from graph_passes.pipeline import passes_by_name
+from graph_passes.proof.evaluate import Subgraph
+from onnx_gpt.bisecting import codes, repro
 from onnx_gpt.bisecting.cases import Case, Feeding, cases, length_for
-from onnx_gpt.bisecting.codes import rounded
 from onnx_gpt.bisecting.judging import deviations, truth_of
+from onnx_gpt.bisecting.locating import Piece
 from onnx_gpt.bisecting.running import moved, run
 from onnx_gpt.bisecting.searching import Stage, search
 from onnx_gpt.bisection import facts_of
 from onnx_gpt.cli import main
 from onnx_gpt.exporting import export
+from onnx_gpt.parity.values import rounded
 
 FOREIGN = Path(__file__).parents[1] / "graph_passes" / "foreign"
 BY_NAME = {fault.name: fault for fault in FAULTS}
 CHOSEN = (
     "no causal mask",
     "rotary positions start again after a cache",
-    "the window is one too wide",
-    "past keys and values change places",
     "key heads in another order",
-    "a weight rounded to bfloat16",
     "epsilon 1e-6 for 1e-5",
     "a gated function with the other GELU",
     "one more of the last logits",
@@ -149,6 +150,37 @@ def test_the_command_names_the_firing_and_writes_what_shows_it(
     assert shown.returncode == 1 and "layers.1.attention_norm" in shown.stdout, shown.stderr
     shutil.copyfile(moved_away / "before.onnx", moved_away / "after.onnx")
     assert subprocess.run(script, capture_output=True, cwd=tmp_path, check=False).returncode == 0
+
+
+def test_codes_are_shown_by_unit_vectors(tmp_path: Path) -> None:
+    one, other = (
+        searched(BY_NAME["a column of 4-bit codes is flipped"]),
+        searched(BY_NAME["codes one row off"]),
+    )
+    for found in (one, other):
+        assert found.culprit is not None
+        piece = found.culprit.wrong.piece
+        values, tolerance = codes.exhibit(piece)
+        folder = tmp_path / piece.place
+        folder.mkdir()
+        repro.write(dataclasses.replace(found.culprit.wrong, values=values), folder, {}, tolerance)
+        script = [sys.executable, "-I", str(folder / "repro.py")]
+        assert subprocess.run(script, capture_output=True, check=False).returncode == 1
+        mended = repro.standing_alone(rounded_twin(piece), values)
+        ir.save(mended, folder / "after.onnx")
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def rounded_twin(piece: Piece) -> Subgraph:
+    """The float side with its weight rounded to the grid of the other: what right codes would give."""
+    (call,) = (call for call in piece.before.nodes if call.op_type == "MatMul")
+    factor = call.inputs[1]
+    assert factor is not None and factor.const_value is not None
+    near = np.ascontiguousarray(rounded(factor.const_value.numpy().T, 4, 32).T)
+    twin = ir.Value(name=factor.name, type=factor.type, shape=factor.shape, const_value=ir.tensor(near))
+    other = dataclasses.replace(call, inputs=(call.inputs[0], twin))
+    return dataclasses.replace(piece.before, nodes=(other,))
 
 
 def test_a_person_reads_what_is_wrong(broken_norm: None, capsys: pytest.CaptureFixture[str]) -> None:

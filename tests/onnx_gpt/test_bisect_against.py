@@ -15,6 +15,7 @@ from tiny import tiny
 
 import onnx_gpt
 from benchmarks.fault_edits import attribute, crossed, own_weight
+from calibration.quantization.weight_only import quantize_weights
 from exporter.errors import Exit, OnnxGptError
 from exporter.families import families
 from graph_passes import ORT_PIPELINE, run_pipeline
@@ -24,6 +25,7 @@ from onnx_gpt.bisecting.drawing import colour, heat, heat_map
 from onnx_gpt.cli import main
 from onnx_gpt.exporting import export
 from onnx_gpt.progress import Silent
+from onnx_gpt.recipe import Recipe
 
 TOKENS = np.random.default_rng(0).integers(0, 131, (1, 24))
 
@@ -68,9 +70,6 @@ def test_a_lowered_graph_has_the_points_of_the_canonical_one(family: str) -> Non
 
 def test_codes_are_points_too() -> None:
     model, other = lowered("gemma3"), lowered("gemma3")
-    from calibration.quantization.weight_only import quantize_weights
-    from onnx_gpt.recipe import Recipe
-
     quantize_weights(model, Recipe(quantize="int4").scheme(), {})
     assert list(aligned(model, other)) == list(points(other))
 
@@ -147,6 +146,17 @@ def test_the_command_draws_and_tells(files: Path, tmp_path: Path, capsys: pytest
         main(["bisect", str(files / "healthy.onnx"), "--against", str(files / "healthy.onnx"), "--json"])
     assert not same.value.code
     assert json.loads(capsys.readouterr().out)["first"] is None
+
+
+def test_a_quantized_model_has_to_part(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lowered("llama")
+    quantize_weights(model, Recipe(quantize="int8").scheme(), {})
+    ir.save(model, tmp_path / "codes.onnx")
+    with pytest.raises(SystemExit) as exit:
+        main(["bisect", str(tmp_path / "codes.onnx"), "--against", str(files / "healthy.onnx")])
+    assert not exit.value.code and "they have to, being quantized" in capsys.readouterr().out
 
 
 def test_settings_of_a_job_beside_against_are_refused(

@@ -234,6 +234,8 @@ def test_without_parity_a_certificate_says_so_and_its_probes_are_its_own(tmp_pat
         assert not found.probes.independent and "itself" in found.probes.reference
         assert "model.onnx: parity with a reference" in found.not_run
         assert verify(tmp_path / "out" / target).verdict == "pass"
+    (only,) = verify(tmp_path / "out").violations
+    assert only.code == "certificate-missing" and "genai, ort" in only.cause
 
 
 def test_a_bundle_without_probes_does_not_pass_for_proven(

@@ -18,6 +18,7 @@ import onnx_gpt
 from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import scheme_of
 from calibration.transforms.rotation import rotated
+from exporter import sources
 from exporter.checkpoint import Checkpoint, GraphSource
 from exporter.errors import Exit, OnnxGptError
 from exporter.families import families
@@ -26,7 +27,7 @@ from exporter.weights import Array
 from graph_passes import ORT_PIPELINE, run_pipeline
 from onnx_gpt import building
 from onnx_gpt.bundle.writing import save
-from onnx_gpt.certificate.tracing import Trace, expected_of, trace
+from onnx_gpt.certificate.tracing import Trace, expected_of, trace, trace_file
 from onnx_gpt.certificate.tracing.comparing import tolerance_of
 from onnx_gpt.exporting import export, pipeline_of
 from onnx_gpt.progress import Silent
@@ -225,6 +226,13 @@ def test_a_gain_without_its_one_is_found(tmp_path: Path) -> None:
     path = write(checkpoint, tmp_path / "m")
     edit(path, lambda a: a.update({"norm.weight": a["norm.weight"] - np.float32(1)}))
     assert [failure.partition(":")[0] for failure in traced(path, checkpoint).failures] == ["norm"]
+
+
+def test_a_bundle_is_traced_at_any_later_time(certified: tuple[Path, onnx_gpt.Report]) -> None:
+    model, source = certified[0] / "model.onnx", sources.load("sample:tiny")
+    found = trace_file(model, source, quantize="int4")
+    assert found is not None and found.verdict == "pass" and "head" in found.rounded
+    assert trace_file(model, source, quantize="w8a8", method="gptq") is None
 
 
 def test_another_checkpoint_is_not_the_source(float_model: tuple[Checkpoint, Path]) -> None:

@@ -5,16 +5,33 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from linted_folders import OTHERS, SIZES, WEB, Spoil, dims, edit, good, link_out, model_path, rename, set_keys
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from linted_folders import (
+    OTHERS,
+    SIZES,
+    WEB,
+    Spoil,
+    dims,
+    edit,
+    good,
+    link_out,
+    model_path,
+    packed,
+    rename,
+    set_keys,
+)
 from tiny_decoders import EOS, LAYERS, save_bundle
 
 import onnx_gpt
@@ -35,6 +52,33 @@ CASES = [("web", code, spoil) for code, spoil in WEB.items()] + [
 ]
 USUAL = {"left-padding", "keep-has-default"}
 """Codes of warnings that a tiny decoder has unspoilt."""
+
+INDEPENDENT = {
+    *(
+        "batch-symbol",
+        "cache-dim-open",
+        "cache-names",
+        "input-missing",
+        "output-missing",
+        "external-data-link",
+    ),
+    *(
+        "config-graph-mismatch",
+        "config-key-absent",
+        "eos-absent",
+        "eos-differs",
+        "token-id-range",
+        "input-unknown",
+    ),
+    *(
+        "keep-has-default",
+        "template-not-inline",
+        "external-data-unlisted",
+        "ir-version-newer",
+        "external-data-name",
+    ),
+}
+"""Ways to spoil a folder for the web that can come together, all of which a repair undoes."""
 
 HEAVY = {"external-data-count", "protobuf-too-large", "tensor-too-large"}
 """Codes whose folders would have a hundred files, or gigabytes; `test_limits` makes them with smaller limits."""
@@ -69,6 +113,9 @@ def test_a_finding_is_found_and_repaired_where_that_is_mechanical(
     verdict = lint(folder, target)
     found = {finding.code: finding for finding in verdict.findings}
     assert code in found, verdict.findings
+    page = " ".join((ROOT / "docs" / "linter.md").read_text("utf-8").split())
+    told = re.search(rf"`{code}`(, `[a-z-]+`)* \(?✓", page) is not None
+    assert told or not found[code].mechanical, f"docs/linter.md does not say that --fix answers {code}"
     assert all(finding.cause and finding.fix and finding.where for finding in verdict.findings)
     if not found[code].mechanical:
         return
@@ -169,6 +216,19 @@ def test_a_repair_of_what_is_repaired_changes_nothing(folders: dict[str, Path], 
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
 
 
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(codes=st.lists(st.sampled_from(sorted(INDEPENDENT)), min_size=2, max_size=5, unique=True))
+def test_spoiled_in_several_ways(folders: dict[str, Path], tmp_path: Path, codes: list[str]) -> None:
+    """Repairs do not undo one another, in whatever company, and the function stays bit for bit."""
+    for name in ("spoiled", "repaired"):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    folder = spoiled(folders, tmp_path, "web", lambda folder: [WEB[code](folder) for code in codes])
+    repaired = repair(folder, "web", tmp_path / "repaired")
+    assert repaired.after.ok, (codes, repaired.after.findings)
+    assert not [finding for finding in repaired.after.findings if finding.mechanical]
+    assert same_logits(folders["web"], tmp_path / "repaired")
+
+
 def test_two_models_that_would_get_one_name_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "two"
     shutil.copytree(folders["ort"], folder)
@@ -234,9 +294,9 @@ def test_neither_torch_nor_a_session_is_needed(folders: dict[str, Path], tmp_pat
 
 
 def test_memory_is_that_of_the_graph(tmp_path: Path) -> None:
-    """A folder with 256 MB of weights is judged and repaired in a few MB: they pass by in pieces."""
+    """A folder with 128 MB of weights is judged and repaired in a few MB: they pass by in pieces."""
     folder = good(tmp_path / "large", "ort")
-    rows = 1 << 20
+    rows = 1 << 19
 
     def add(model: onnx.ModelProto) -> None:
         tensor = model.graph.initializer.add(name="large", data_type=1, dims=[rows, 64])
@@ -256,13 +316,39 @@ def test_memory_is_that_of_the_graph(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(folder), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 64 << 10, "kilobytes"
+    assert int(done.stdout) < 48 << 10, "kilobytes"
 
 
 @pytest.mark.parametrize("target", sorted(targets().keys() & expectations().keys()))
 def test_our_own_bundles_are_what_their_runtimes_expect(target: str, tmp_path: Path) -> None:
     """The linter knows a runtime by its sources, a target knows how to write for it: they agree."""
-    onnx_gpt.optimize("sample:tiny", tmp_path / "out", target=target, parity=False, verify=False)
+    asked = (
+        "web:q8+q4" if target == "web" else target
+    )  # the others take as long again, and differ in nothing here
+    onnx_gpt.optimize("sample:tiny", tmp_path / "out", target=asked, parity=False, verify=False)
     verdict = lint(tmp_path / "out", target)
     assert verdict.ok, verdict.findings
     assert not [finding for finding in verdict.findings if finding.mechanical], verdict.findings
+
+
+@pytest.mark.parametrize(
+    ("floats", "spoil", "name"),
+    [
+        (onnx.TensorProto.FLOAT, None, "model.onnx"),
+        (onnx.TensorProto.FLOAT16, None, "model_fp16.onnx"),
+        (onnx.TensorProto.FLOAT, packed, "model_q4.onnx"),
+        (onnx.TensorProto.FLOAT16, packed, "model_q4f16.onnx"),
+    ],
+)
+def test_a_model_gets_the_name_of_what_it_holds(
+    tmp_path: Path, floats: int, spoil: Callable[[onnx.ModelProto], None] | None, name: str
+) -> None:
+    """transformers.js opens a model by the dtype in its name."""
+    folder = save_bundle(tmp_path / "some", "shared", floats=floats, eos=EOS)
+    set_keys("config.json", model_type="llama", **SIZES)(folder)
+    if spoil is not None:
+        edit(spoil)(folder)
+    assert repair(folder, "web", tmp_path / "web").after.ok
+    assert [path.name for path in (tmp_path / "web" / "onnx").glob("*.onnx")] == [name]
+    own = json.loads((tmp_path / "web" / "config.json").read_text("utf-8"))["transformers.js_config"]
+    assert own["dtype"] == (name.removesuffix(".onnx").partition("_")[2] or "fp32")

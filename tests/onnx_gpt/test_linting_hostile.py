@@ -234,3 +234,15 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(OnnxGptError) as caught:
         repair(tmp_path / "empty", "web", tmp_path / "out")
     assert caught.value.code == "model-absent"
+
+
+@pytest.mark.parametrize("key", [b"location", b"model.onnx_data"])
+def test_places_that_are_no_text_are_refused(folder: Path, tmp_path: Path, key: bytes) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    path = model_path(bad)
+    path.write_bytes(path.read_bytes().replace(key, b"\xff" + key[1:], 1))
+    for call in (lambda: lint(bad, "web"), lambda: inspect(str(bad))):
+        with pytest.raises(OnnxGptError) as caught:
+            call()
+        assert caught.value.code == "onnx-data-invalid"

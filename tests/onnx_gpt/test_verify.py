@@ -297,7 +297,7 @@ def test_the_certificate_of_another_bundle_is_found(copy: Path, tmp_path: Path) 
     onnx_gpt.optimize("sample:tiny", tmp_path / "other", quantize="int8", parity=False)
     shutil.copy(tmp_path / "other" / CERTIFICATE, copy / CERTIFICATE)
     found = verify(copy)
-    assert {"file-digest", "file-size", "graph-digest", "report-differs"} <= codes(found)
+    assert {"checksums", "file-size", "graph-digest", "report-differs"} <= codes(found)
     (tmp_path / "other" / "config.json").unlink()
     assert verify(tmp_path / "other").verdict == "fail"
 
@@ -449,7 +449,7 @@ def test_what_is_no_bundle_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_code_is_documented_with_its_meaning() -> None:
-    text = (ROOT / "docs" / "certificate.md").read_text("utf-8")
+    text = (ROOT / "docs" / "certificate.md").read_text("utf-8").split("## Violations")[1]
     listed = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
     assert listed == CODES.keys()
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "onnx_gpt" / "certificate").glob("*.py"))

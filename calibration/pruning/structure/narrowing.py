@@ -60,21 +60,21 @@ def narrowed(
     runner = Runner(folder / "parts", tokens.shape[1])
     whole, pruned = (_stream(tokens, folder / name) for name in ("whole", "pruned"))
     for stream in (whole, pruned):
-        _forward(runner.embedding(model), stream, first=True)
+        forward(runner.embedding(model), stream, first=True)
     done = model.without([i for i in range(count) if i not in kept])
     with single_threaded_blas():
         for i in range(kept[0]):
-            _forward(runner.layer(model, i), whole)
+            forward(runner.layer(model, i), whole)
         for place, (i, end) in enumerate(zip(kept, [*kept[1:], count], strict=True)):
             advance(place, len(kept), f"layers.{i}")
             goals = {block: _goal(model.decoder.layers[i], block) for block in BLOCKS}
-            _forward(runner.layer(model, i, list(dict.fromkeys([OUT, *goals.values()]))), whole)
+            forward(runner.layer(model, i, list(dict.fromkeys([OUT, *goals.values()]))), whole)
             for gone in range(i + 1, end):
-                _forward(runner.layer(model, gone), whole, passing=set(goals.values()) - {OUT})
+                forward(runner.layer(model, gone), whole, passing=set(goals.values()) - {OUT})
             for block, goal in goals.items():
                 moments = _moments(done, place, block, goal, runner, whole, pruned)
                 done = prune_block(done, place, block, sizes[place], moments, folder)
-            _forward(runner.layer(done, place), pruned)
+            forward(runner.layer(done, place), pruned)
     return done
 
 
@@ -91,7 +91,8 @@ def _stream(tokens: np.ndarray, folder: Path) -> Stream:
     return Stream(tokens, folder)
 
 
-def _forward(part: Loaded, stream: Stream, *, first: bool = False, passing: Collection[str] = ()) -> None:
+def forward(part: Loaded, stream: Stream, *, first: bool = False, passing: Collection[str] = ()) -> None:
+    """Run a part on all of a stream, which is then behind it."""
     for batch, tokens in enumerate(stream.batches):
         x = None if first else stream.feeds(batch, [OUT])[OUT]
         stream.put(batch, part.run(tokens, x))

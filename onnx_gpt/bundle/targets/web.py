@@ -2,14 +2,14 @@
 
 | model | device | weights | why |
 |---|---|---|---|
-| ``onnx/model.onnx`` | WebGPU, Node | float32 | the reference; transformers.js takes it where nothing is asked for |
-| ``onnx/model_quantized.onnx`` | WASM | ``dynamic8`` | integer kernels: MatMulNBits takes 15 to 60 times as long there |
+| ``onnx/model.onnx`` | WebGPU, Node | float32 | the reference; what transformers.js takes by default |
+| ``onnx/model_quantized.onnx`` | WASM | ``dynamic8`` | integer kernels: MatMulNBits takes 15 times as long there |
 | ``onnx/model_q4.onnx`` | WebGPU | ``int4``, blocks of 32 | everything stays on the GPU |
-| ``onnx/model_q4f16.onnx`` | WebGPU with shader-f16 | the same, float16 | half the memory for activations and cache |
+| ``onnx/model_q4f16.onnx`` | WebGPU, shader-f16 | the same, float16 | half the memory for activations and cache |
 
-transformers.js pads batches on the left and lets the cache grow. On a GPU GroupQueryAttention takes a bias and positions
-for that (the standard Attention would run on the CPU); in WASM the standard Attention is as fast in decoding and 3 to 11
-times as fast in a prompt. The figures are in docs/targets.md.
+transformers.js pads batches on the left and lets the cache grow. On a GPU GroupQueryAttention takes a bias for that
+(the standard Attention would run on the CPU); in WASM the standard Attention is faster, eleven times so in a prompt.
+The figures are in docs/targets.md.
 """
 
 from __future__ import annotations

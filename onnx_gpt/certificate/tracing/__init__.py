@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from onnx_gpt.certificate.tracing.comparing import Tolerance, Trace, trace
 from onnx_gpt.certificate.tracing.expected import Expected, expected_of
+from onnx_gpt.certificate.tracing.files import trace_file
 
-__all__ = ["Expected", "Tolerance", "Trace", "expected_of", "trace"]
+__all__ = ["Expected", "Tolerance", "Trace", "expected_of", "trace", "trace_file"]

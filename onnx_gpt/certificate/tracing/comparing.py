@@ -120,8 +120,12 @@ def trace(
         if not found.failures:
             target = exact if found.error is None else rounded
             target[name] = found.error  # type: ignore[assignment]
-    failures.update(dict.fromkeys(_dropped(expected, seen, untraced)))
-    untraced.update(dict.fromkeys(_rest(model, traced)))
+    rest = dict(_rest(model, traced))
+    for entry, weight in _unseen(expected, seen, untraced):
+        # Codes take a bit a weight at least: what is traced to nothing may be it, in a way that is not known here.
+        hidden = any(nbytes >= int(np.prod(weight.shape)) // 8 for nbytes in rest.values())
+        (untraced if hidden else failures)[f"{entry}: no node of the graph reads it"] = None
+    untraced.update(dict.fromkeys(rest))
     return Trace(tuple(exact), rounded, tuple(untraced), tuple(failures))
 
 
@@ -243,7 +247,7 @@ def _squares(values: np.ndarray, axis: int) -> np.ndarray:
     return sums
 
 
-def _dropped(expected: Expected, seen: set[str], untraced: Mapping[str, None]) -> Iterator[str]:
+def _unseen(expected: Expected, seen: set[str], untraced: Mapping[str, None]) -> Iterator[tuple[str, Weight]]:
     """Weights of the source that no node reads, unless leaving them out changes nothing."""
     unknown = {entry.partition(":")[0] for entry in untraced}
     for name, weight in expected.weights.items():
@@ -251,11 +255,11 @@ def _dropped(expected: Expected, seen: set[str], untraced: Mapping[str, None]) -
         covered = any(role == other or f"{role}.{kind}" == other for other in unknown)
         packed = any(role in dict(expected.parts(other, kind)) for other in unknown)
         if name not in seen and not covered and not packed and not is_neutral(weight, kind):
-            yield f"{role}{'' if kind == 'weight' else f'.{kind}'}: no node of the graph reads it"
+            yield role if kind == "weight" else f"{role}.{kind}", weight
 
 
-def _rest(model: ir.Model, traced: set[ir.Value]) -> Iterator[str]:
-    """Float constants and codes that were traced to nothing."""
+def _rest(model: ir.Model, traced: set[ir.Value]) -> Iterator[tuple[str, int]]:
+    """Float constants and codes that were traced to nothing, and their bytes."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if value in traced or tensor is None or tensor.nbytes < UNTRACED_BYTES:
@@ -263,4 +267,4 @@ def _rest(model: ir.Model, traced: set[ir.Value]) -> Iterator[str]:
         if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
             continue
         readers = {f"{role_of(use.node) or use.node.op_type}" for use in value.uses()}
-        yield f"{name}: read by {', '.join(sorted(readers)) or 'nothing'}"
+        yield f"{name}: read by {', '.join(sorted(readers)) or 'nothing'}", tensor.nbytes

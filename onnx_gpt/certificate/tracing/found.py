@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.weights import Weight
-from graph_passes.matching import role_of
+from graph_passes.matching import producer, role_of
 from onnx_gpt.certificate.tracing.expected import NORMS, Expected, constant
-from onnx_gpt.certificate.tracing.stored import Plain, Rows, Stored, matrix_of, vector_of
+from onnx_gpt.certificate.tracing.operands import matrix_of, vector_of
+from onnx_gpt.certificate.tracing.stored import Plain, Rows, Stored
 
 ADDING = {"Add": (0, 1), "FastGelu": (0, 1), "BiasGelu": (0, 1)}
 """Operators that add a vector to a product."""
@@ -113,7 +114,7 @@ def _biases(role: str, nodes: list[ir.Node]) -> Iterator[Use]:
     vectors = [vector for vector in inside if vector is not None]
     if not vectors:
         output = nodes[0].outputs[0]
-        passing = SCALING if nodes[0].op_type == "MatMulIntegerToFloat" else JOINING
+        passing = SCALING if _multiplies_codes(nodes[0]) else JOINING
         for _ in range(7):  # a product in pieces is joined, and may be shifted, before its bias comes
             found = _added_to(output)
             if found is not None:
@@ -127,6 +128,14 @@ def _biases(role: str, nodes: list[ir.Node]) -> Iterator[Use]:
         yield Use(role, "bias", vectors[0])
     elif vectors:
         yield Use(role, "bias", Joined([*vectors]))
+
+
+def _multiplies_codes(product: ir.Node) -> bool:
+    """Whether inputs were rounded, so that their scale may come after the product."""
+    return (
+        product.op_type == "MatMulIntegerToFloat"
+        or producer(product.inputs[1], "DequantizeLinear") is not None
+    )
 
 
 def _added_to(product: ir.Value) -> Plain | None:

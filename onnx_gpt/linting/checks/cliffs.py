@@ -17,9 +17,6 @@ from onnx_gpt.linting.subject import Subject
 REFUSED = {"no-cpu-kernel", "attention-opset-25", "attention-head-norm", "nbits-no-such-grid"}
 """What does not run at all; everything else runs, slowly or wrongly on some hosts."""
 
-NO_KERNEL = {"half-on-cpu"}
-"""What onnxruntime runs by inserting casts."""
-
 
 def check(subject: Subject) -> Iterator[Finding]:
     for graph in subject.graphs:
