@@ -14,7 +14,7 @@ help:  ## List the targets
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[reference,genai,data,dev]' -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[reference,genai,openvino,data,dev]' -c constraints.txt
 	@touch $@
 
 demo: $(VENV)/.ready  ## Optimize the embedded real model (SmolLM2-135M) to int4, prove it, and let it talk

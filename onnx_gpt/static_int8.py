@@ -28,7 +28,7 @@ def quantize_statically(
     """Make the products of a rotated float graph static, in place; what is left is for weight-only quantization.
 
     Args:
-        others: roles that are to be static beyond those that always are (`onnx_gpt.channels`).
+        others: roles that are to be static too, their inputs rounded token by token (`onnx_gpt.channels`).
         folder: made for what is kept until the model has been written.
 
     Returns:

@@ -40,10 +40,11 @@ LARGEST = 3 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A quantized graph's codes, and the weights that they were made of by role."""
+    """A quantized graph's codes, the weights that they were made of by role, and whether text chose them."""
 
     coded: list[Coded]
     weights: Mapping[str, Weight]
+    chosen: bool
 
 
 def structure_checks(
@@ -71,7 +72,7 @@ def structure_checks(
     if isinstance(known, str):
         return dict.fromkeys(("codes", "float_twin"), Check(verdict="not run", detail=known))
     progress.advance(0, 1, "codes")
-    worst = furthest(known.coded, known.weights)
+    worst = furthest(known.coded, known.weights, chosen=known.chosen)
     codes = Check(
         verdict="pass" if worst.times <= TIMES else "fail",
         detail=worst.where,
@@ -151,7 +152,7 @@ def _known(path: Path, coded: list[Coded], source: Opened) -> Known | str:
     for (_, role), count in rows.items():
         if weights[role].shape[0] != count:
             return f"{role} has {count} rows in the candidate and {weights[role].shape[0]} in the reference"
-    return Known(coded, weights)
+    return Known(coded, weights, recipe.get("method") == "gptq")
 
 
 def _made_by(folder: Path) -> tuple[dict[str, Any], str]:

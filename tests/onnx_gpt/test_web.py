@@ -76,6 +76,8 @@ def test_the_graphs_keep_what_transformers_js_reads(bundle: Path) -> None:
             assert "MatMulIntegerToFloat" in ops
         else:
             assert "FusedMatMul" not in ops
+        if name == "model_q4":
+            assert not ops & {"MatMul", "Gemm"}, "no table is there as floats too"
 
 
 def test_the_configuration_names_every_file_of_weights(bundle: Path) -> None:

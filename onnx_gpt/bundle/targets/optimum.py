@@ -1,4 +1,4 @@
-"""Optimum: a Hugging Face folder that ``ORTModelForCausalLM.from_pretrained`` loads, and ``generate`` runs as any model.
+"""Optimum: a Hugging Face folder that ``ORTModelForCausalLM`` loads and ``generate`` runs as any model.
 
 It is onnxruntime's own graph but for one thing: ``generate`` pads batches on the left, so attention takes a bias.
 """

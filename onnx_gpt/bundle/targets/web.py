@@ -27,7 +27,9 @@ WASM = Runtime(
     lacks=frozenset(["com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized"]),
     caches=("float",),
 )
-GPU_PIPELINE = "fold, attention{padding=any}, qkv, keep, norm, mlp, head, gemm, outline, required, clean"
+GPU_PIPELINE = "fold, attention{padding=any}, qkv, keep, norm, mlp, head, outline, required, clean"
+GPU_FLOAT_PIPELINE = GPU_PIPELINE.replace("head,", "head, gemm,")
+"""A table of codes is multiplied by MatMulNBits; a float one by Gemm, since a GPU has no FusedMatMul."""
 WASM_PIPELINE = "fold, keep, norm, mlp, head, outline, required, clean"
 DATA_LIMIT = 2_000_000_000
 """Bytes of one file of weights: a browser's ArrayBuffer holds little more than 2 GB."""
@@ -80,7 +82,7 @@ def _config(facts: BundleFacts) -> dict[str, Any]:
 TARGET = Target(
     name="web",
     models=(
-        _model("fp32", "", GPU_PIPELINE, WEBGPU, Weights("none")),
+        _model("fp32", "", GPU_FLOAT_PIPELINE, WEBGPU, Weights("none")),
         _model("q8", "_quantized", WASM_PIPELINE, WASM, Weights("dynamic8")),
         _model("q4", "_q4", GPU_PIPELINE, WEBGPU, Weights("int4", block_size=32, table_bits=8)),
         _model("q4f16", "_q4f16", GPU_PIPELINE, WEBGPU, Weights("q4f16", block_size=32, table_bits=8)),

@@ -1,0 +1,126 @@
+"""Bundles for phones, OpenVINO and Optimum, each opened by its runtime: the tokens are those of our own runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import onnx_gpt
+from exporter.errors import OnnxGptError
+from onnx_gpt.bundle.targets import mobile
+from onnx_gpt.parity.candidate import Candidate
+
+PROMPT = "The class statement defines"
+COUNT = 32
+
+Step = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""One run of a model: inputs by name to outputs by name."""
+
+
+def optimized(folder: Path, target: str, scheme: str) -> Path:
+    bundle = folder / target
+    onnx_gpt.optimize("sample:tiny", bundle, quantize=scheme, target=target, parity=False, verify=False)
+    return bundle
+
+
+def expected(folder: Path, scheme: str) -> tuple[list[int], list[int]]:
+    """The prompt, and what our own runner says on our own target."""
+    runner = onnx_gpt.Generator(optimized(folder, "ort", scheme))
+    return list(runner.encode(PROMPT)), list(runner.generate(PROMPT, max_new_tokens=COUNT).tokens)
+
+
+def greedy(step: Step, pasts: dict[str, tuple[int, int]], prompt: list[int]) -> list[int]:
+    """Decode with a growing cache.
+
+    Args:
+        pasts: heads and head dim of the cache, by input.
+    """
+    cache = {name: np.zeros((1, heads, 0, width), np.float32) for name, (heads, width) in pasts.items()}
+    given, chosen, seen = prompt, list[int](), 0
+    while len(chosen) < COUNT:
+        seen += len(given)
+        outputs = step(
+            {
+                "input_ids": np.array([given], np.int64),
+                "attention_mask": np.ones((1, seen), np.int64),
+                **cache,
+            }
+        )
+        chosen.append(int(outputs["logits"][0, -1].argmax()))
+        given = chosen[-1:]
+        cache = {name: outputs[name.replace("past_key_values", "present", 1)] for name in cache}
+    return chosen
+
+
+def ort_step(path: Path) -> tuple[Step, dict[str, tuple[int, int]]]:
+    session = ort.InferenceSession(path)
+    names = [value.name for value in session.get_outputs()]
+    pasts = {v.name: (v.shape[1], v.shape[3]) for v in session.get_inputs() if v.name.startswith("past")}
+    return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True)), pasts
+
+
+@pytest.mark.parametrize("scheme", ["none", "int4"])
+def test_phones_open_ort_files_that_say_the_same(scheme: str, tmp_path: Path) -> None:
+    prompt, tokens = expected(tmp_path, scheme)
+    bundle = optimized(tmp_path, "mobile", scheme)
+    assert not list(bundle.glob("*.onnx*"))
+    for name in ("model.ort", "model.with_runtime_opt.ort"):
+        assert greedy(*ort_step(bundle / name), prompt) == tokens
+    operators = (bundle / mobile.OPERATORS).read_text("utf-8")
+    assert "GroupQueryAttention" in operators and str(tmp_path) not in operators
+    assert ("MatMulNBits" in operators) == (scheme == "int4")
+
+
+def test_an_ort_file_has_two_gigabytes_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mobile, "LARGEST", 1 << 20)
+    with pytest.raises(OnnxGptError) as caught:
+        optimized(tmp_path, "mobile:model", "int4")
+    assert caught.value.code == "target-unsupported"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
+def test_openvino_reads_the_graph_and_says_the_same(scheme: str, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    bundle = optimized(tmp_path, "openvino", scheme)
+    exact: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    compiled = openvino.Core().compile_model(bundle / "model.onnx", "CPU", exact)
+    request = compiled.create_infer_request()
+    names = [value.any_name for value in compiled.outputs]
+
+    def step(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        request.infer(feeds)
+        return {name: request.get_tensor(name).data.copy() for name in names}
+
+    shapes = {value.any_name: value.partial_shape for value in compiled.inputs}
+    pasts = {
+        name: (shape[1].get_length(), shape[3].get_length())
+        for name, shape in shapes.items()
+        if name.startswith("past")
+    }
+    prompt, tokens = expected(tmp_path, scheme)
+    ours = Candidate(bundle / "model.onnx")
+    found = greedy(step, pasts, prompt)
+    if scheme == "none":
+        assert found == tokens
+    else:  # OpenVINO keeps activations in float, so that near ties may fall another way
+        agreed = next((i for i, (a, b) in enumerate(zip(found, tokens, strict=True)) if a != b), COUNT)
+        logits = ours.logits(np.array([prompt + tokens[:agreed]]))[0, -1]
+        assert agreed == COUNT or logits.max() - logits[found[agreed]] < 0.3
+
+
+def test_optimums_graph_pads_batches_on_the_left(tmp_path: Path) -> None:
+    candidate = Candidate(optimized(tmp_path, "optimum", "none") / "model.onnx")
+    rng = np.random.default_rng(0)
+    long, short = rng.integers(0, 200, (1, 12)), rng.integers(0, 200, (1, 7))
+    padded = np.concatenate([long, np.concatenate([np.zeros((1, 5), np.int64), short], axis=1)])
+    mask = np.ones_like(padded)
+    mask[1, :5] = 0
+    both, _ = candidate.run(padded, mask)
+    np.testing.assert_allclose(both[0], candidate.logits(long)[0], atol=1e-4)
+    np.testing.assert_allclose(both[1, 5:], candidate.logits(short)[0], atol=1e-4)
