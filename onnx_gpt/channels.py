@@ -28,8 +28,8 @@ from onnx_gpt.recipe import Recipe
 SMOOTHING_WINDOWS = 8
 """Windows of text that scales for static 8-bit are tried on."""
 MOST_ERROR = 4e-3
-"""Error of a down projection's outputs, over their size, up to which it is static. Token by token, SmolLM2's are at 2e-4
-to 1.5e-3, o at 3e-5 to 4e-3; what is beyond stays weight-only, by blocks."""
+"""Error of a down projection's outputs, over their size, up to which it is static. Token by token, SmolLM2's are at
+2e-4 to 1.5e-3, o at 3e-5 to 4e-3; what is beyond stays weight-only, by blocks."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,7 @@ async function send(event) {
     });
     const decoding = done.steps.reduce((sum, step) => sum + step, 0) / 1000;
     const rate = done.steps.length ? (done.steps.length / decoding).toFixed(1) : "–";
-    at("speed").textContent = `${done.ids.length} tokens · ${rate} tokens/s · first after ${(done.first / 1000).toFixed(2)} s`;
+    at("speed").textContent = `${done.ids.length} tokens · ${rate} tokens/s · first in ${(done.first / 1000).toFixed(1)} s`;
     messages.push({ role: "assistant", content: done.text });
   } catch (error) {
     answer.classList.add("failed");
