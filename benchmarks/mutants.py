@@ -23,7 +23,9 @@ from types import ModuleType
 
 from benchmarks.measure import ROOT, Row, parser, publish, say
 
-TESTS = tuple(f"tests/graph_passes/test_{name}.py" for name in ("rules", "generated", "witness", "rewrites", "fold"))
+TESTS = tuple(
+    f"tests/graph_passes/test_{name}.py" for name in ("rules", "generated", "witness", "rewrites", "fold")
+)
 BUDGET = 90
 """Seconds of processor time that a commit gives these tests."""
 
@@ -126,7 +128,10 @@ MUTANTS = (
     ),
     Mutant("packed biases are in another order", "lowering/linear", "Stack(biases)", "Stack(biases[::-1])"),
     Mutant(
-        "maps of different inputs are packed", "lowering/linear", "linear.input is not first.input", "linear is None"
+        "maps of different inputs are packed",
+        "lowering/linear",
+        "linear.input is not first.input",
+        "linear is None",
     ),
     # Passes
     Mutant("the window is one too wide", "passes/attention", "= found.window\n", "= found.window + 1\n"),
@@ -140,7 +145,10 @@ MUTANTS = (
         'rotations[0], "never", 0)',
     ),
     Mutant(
-        "tokens are counted one too many", "lowering/lengths", "np.array([-1], np.int32)", "np.array([0], np.int32)"
+        "tokens are counted one too many",
+        "lowering/lengths",
+        "np.array([-1], np.int32)",
+        "np.array([0], np.int32)",
     ),
     Mutant("the batch is taken for the length", "lowering/lengths", "start=1, end=2", "start=0, end=1"),
     Mutant("skip norm gives another sum", "passes/norm", "fused.outputs[3])", "fused.outputs[0])"),

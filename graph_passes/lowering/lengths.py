@@ -27,6 +27,16 @@ class Lengths:
     total: ir.Value
 
 
+def guard(graph: ir.Graph, attention_mask: ir.Value) -> ir.Value:
+    """int32 ``[B]`` zeros, made in front of everything else, that fail on a batch padded on the left."""
+    table = initializer(graph, ir.tensor(np.array([0], np.int32), name="guard.zero"))
+    mask = make("Cast", [attention_mask], "guard.mask", to=ir.DataType.INT32)
+    first = make("ArgMax", [mask.outputs[0]], "guard.first_token", axis=1, keepdims=0)
+    zeros = make("Gather", [table, first.outputs[0]], LEFT_PADDING, axis=0)
+    graph.insert_before(graph[0], [mask, first, zeros])
+    return zeros.outputs[0]
+
+
 def lengths(graph: ir.Graph, attention_mask: ir.Value) -> Lengths:
     """Add the nodes, once for a graph, in front of everything else.
 

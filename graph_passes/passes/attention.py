@@ -18,7 +18,7 @@ import dataclasses
 import onnx_ir as ir
 
 from graph_passes.lowering.causal import mask_structure, positions_of
-from graph_passes.lowering.lengths import Lengths, lengths
+from graph_passes.lowering.lengths import LEFT_PADDING, Lengths, guard, lengths
 from graph_passes.lowering.padding import Padded, padded
 from graph_passes.matching import MICROSOFT, attribute, is_private, make, producer, replace, role_of
 from graph_passes.outcome import NearMiss, Outcome
@@ -57,7 +57,40 @@ def apply(model: ir.Model, padding: str = "right") -> Outcome:
             )
         rewrite(found, known[found.attention_mask])
         fired += 1
+    if padding == "right":
+        fired += _guard(model.graph, {rows.tokens for rows in known.values() if isinstance(rows, Lengths)})
     return Outcome.of(fired, misses)
+
+
+def _guard(graph: ir.Graph, ours: set[ir.Value]) -> int:
+    """Let the GroupQueryAttention of others refuse what it would get silently wrong; at how many nodes."""
+    mask = next((value for value in graph.inputs if value.name == "attention_mask"), None)
+    others = [node for node in graph if _counts_unguarded(node) and node.inputs[5] not in ours]
+    if mask is None or not others:
+        return 0
+    zeros = guard(graph, mask)
+    safe: dict[ir.Value, ir.Value] = {}
+    for node in others:
+        tokens = node.inputs[5]
+        assert tokens is not None
+        if tokens not in safe:
+            add = make("Add", [tokens, zeros], f"{tokens.name}.guarded")
+            graph.insert_before(node, add)
+            safe[tokens] = add.outputs[0]
+        node.replace_input_with(5, safe[tokens])
+    return len(others)
+
+
+def _counts_unguarded(node: ir.Node) -> bool:
+    """Whether a GroupQueryAttention knows of padding by the lengths of rows alone, and no node refuses left padding."""
+    if node.op_type != "GroupQueryAttention" or node.domain != MICROSOFT:
+        return False
+    _, _, _, _, _, tokens, *rest = node.inputs
+    if tokens is None or (len(rest) > 4 and rest[4] is not None):  # the fifth is a bias on the scores
+        return False
+    add = producer(tokens, "Add")
+    makers = [value.producer() for value in add.inputs if value is not None] if add is not None else []
+    return all(maker is None or maker.name != LEFT_PADDING for maker in makers)
 
 
 def match(node: ir.Node) -> Match | str:

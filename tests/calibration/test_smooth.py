@@ -12,7 +12,7 @@ from calibration.transforms.rotation import rotated
 from calibration.transforms.scaling import givers, of_giver, of_readers, scaled
 from calibration.transforms.smoothing import smooth
 from exporter.decoder import Decoder
-from exporter.weights import Array
+from exporter.weights import Array, Weight
 from graph_passes import ORT_PIPELINE, run_pipeline
 from tests.calibration.test_rotation import SHAPES, _rows_agree
 from tests.graph_passes.decoders import VOCAB, canonical, decoder, random_weights, run_chunks, session, whole
@@ -70,10 +70,7 @@ def test_scales_of_shared_heads_are_one() -> None:
 @pytest.mark.parametrize("name", ["llama", "relu", "gpt2"])
 def test_smoothing_makes_static_products_less_wrong(name: str, tmp_path: Path) -> None:
     described = decoder(**SHAPES[name])
-    weights = random_weights(described)
-    up = weights["layers.0.ffn.up.weight"].read().copy()
-    up[7] *= 40  # a channel of down's inputs that stands out in every token
-    weights["layers.0.ffn.up.weight"] = Array(up)
+    weights = outlier(described)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (8, 24))
     found = []
     for step in (0, 1):
@@ -92,12 +89,18 @@ def test_smoothing_makes_static_products_less_wrong(name: str, tmp_path: Path) -
         assert second.errors["layers.0.ffn.down"] <= 1.5 * first.errors["layers.0.ffn.down"]
 
 
+def outlier(described: Decoder) -> dict[str, Weight]:
+    """Weights with a channel of down's inputs that stands out in every token, and matters no more than the others."""
+    weights = random_weights(described)
+    up, down = (weights[f"layers.0.ffn.{name}.weight"].read().copy() for name in ("up", "down"))
+    up[7] *= 200
+    down[:, 7] /= 200
+    return {**weights, "layers.0.ffn.up.weight": Array(up), "layers.0.ffn.down.weight": Array(down)}
+
+
 def errors_of(described: Decoder, tokens: np.ndarray, name: str, tmp_path: Path) -> Mapping[str, float]:
     """Errors without any scale."""
-    weights = random_weights(described)
-    up = weights["layers.0.ffn.up.weight"].read().copy()
-    up[7] *= 40
-    model = canonical(described, {**weights, "layers.0.ffn.up.weight": Array(up)})
+    model = canonical(described, outlier(described))
     run_pipeline(model, ORT_PIPELINE, verify=False)
     folder = tmp_path / "unscaled"
     folder.mkdir()

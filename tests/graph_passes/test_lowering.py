@@ -31,6 +31,7 @@ from exporter.weights import Weight
 from graph_passes import ORT_PIPELINE, run_pipeline
 from graph_passes.lint import lint
 from graph_passes.lowering.lengths import LEFT_PADDING
+from graph_passes.matching import initializer
 
 
 def lowered(described: Any, pipeline: str = ORT_PIPELINE) -> ir.Model:
@@ -123,6 +124,34 @@ def test_left_padding_is_refused_with_every_optimisation_on() -> None:
     }
     with pytest.raises(Exception, match=LEFT_PADDING):
         run.run(None, feeds)
+
+
+def test_attention_that_others_fused_refuses_left_padding_too() -> None:
+    described = decoder()
+    model = lowered(described)
+    guard = next(node for node in model.graph if node.name == LEFT_PADDING)
+    (tokens, _), *_ = guard.outputs[0].uses()
+    unguarded = ir.node(
+        "Sub", [tokens.inputs[0], initializer(model.graph, ir.tensor([1], ir.DataType.INT32))]
+    )
+    model.graph.insert_after(tokens, unguarded)  # as the genai builder counts them
+    tokens.outputs[0].replace_all_uses_with(unguarded.outputs[0])
+    model.graph.remove([tokens, guard], safe=True)
+
+    feeds = {
+        "input_ids": np.ones((2, 3), np.int64),
+        "attention_mask": np.array([[1, 1, 0], [1, 1, 1]]),
+        **empty_cache(described, 2),
+    }
+    right = session(model).run(["logits"], feeds)[0]
+    (report,) = run_pipeline(model, "attention")
+    assert report.fired == len(described.layers)
+    run = session(model)
+    np.testing.assert_array_equal(run.run(["logits"], feeds)[0], right)
+    with pytest.raises(Exception, match=LEFT_PADDING):
+        run.run(None, feeds | {"attention_mask": np.array([[0, 1, 1], [1, 1, 1]])})
+    (report,) = run_pipeline(model, "attention")
+    assert report.fired == 0
 
 
 def test_logits_of_the_last_tokens_are_the_last_of_all() -> None:
