@@ -148,7 +148,7 @@ def _quantize(
     halves: HalfPlan | None = None
     if recipe.is_half:
         with stage("float16"):
-            halves = plan_half(opened, exported, recipe.calibration, folder / "float16", progress)
+            halves = plan_half(opened, exported, recipe, folder / "float16", progress)
             calibration = dict(halves.text) | calibration
     with stage("quantize") as facts:
         if recipe.is_dynamic:

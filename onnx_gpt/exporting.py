@@ -176,18 +176,21 @@ def _export_module(opened: ModuleSource, context_length: int | None) -> Exported
 
 
 def opened_config(opened: Opened, decoder: DecoderFacts | None) -> dict[str, Any]:
-    """The bundle's config.json: the source's, or what the graph tells where there is none."""
+    """The bundle's config.json: the source's, or what the graph tells where there is none.
+
+    It states no longer context than the graph's tables hold: a runtime that believed it would run over their end.
+    """
     given: dict[str, Any] = {"architectures": ["module"]}
     if not isinstance(opened, ModuleSource):
         given = dict(opened.config)
     if isinstance(opened, Checkpoint) and variants.variant_of(opened.config) is not None:
         plain = dataclasses.replace(opened, config=variants.ordinary_config(opened.config))
         if _heads(plain) == _heads(opened):
-            given = dict(
-                plain.config
-            )  # a runtime reads of it how large caches are, not how wide feed-forwards
-    if decoder is not None and decoder.context_length and not any(key in given for key in CONTEXT_KEYS):
-        given["max_position_embeddings"] = decoder.context_length
+            given = dict(plain.config)  # a runtime reads how large caches are, not how wide feed-forwards
+    if decoder is not None and decoder.context_length:
+        stated = [key for key in CONTEXT_KEYS if key in given]
+        for key in stated or ["max_position_embeddings"]:
+            given[key] = min(int(given.get(key) or decoder.context_length), decoder.context_length)
     return given
 
 

@@ -19,6 +19,7 @@ from onnx_gpt.calibrating import calibration_windows, half_fits, runnable
 from onnx_gpt.exporting import Exported
 from onnx_gpt.parity.metrics import divergence, log_softmax
 from onnx_gpt.progress import Progress
+from onnx_gpt.recipe import Recipe
 
 WINDOWS = 4
 """Windows of text that every float value of the graph is measured on."""
@@ -63,18 +64,18 @@ class HalfPlan:
 
 
 def plan_half(
-    opened: Opened, exported: Exported, calibration: Path | None, folder: Path, progress: Progress
+    opened: Opened, exported: Exported, recipe: Recipe, folder: Path, progress: Progress
 ) -> HalfPlan:
     """Run a float graph on text and find what float16 does not hold; the graph is left as it is.
 
     Args:
-        calibration: the user's text; Python's own documentation where None.
+        recipe: names the text; Python's own documentation where it names none.
         folder: made for the graph while it runs.
 
     Raises:
         OnnxGptError: see `calibration.data`.
     """
-    windows = calibration_windows(opened, exported, calibration, WINDOWS)
+    windows = calibration_windows(opened, exported, recipe.calibration, recipe.calibration_windows or WINDOWS)
     return measured(exported.model, windows.tokens, windows.facts(), folder, progress)
 
 

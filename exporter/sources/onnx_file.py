@@ -31,6 +31,8 @@ def load(uri: str) -> GraphSource:
     if not has(folder, name):
         raise rejected("source-missing", f"there is no file {uri!r}", "check the path")
     path = inside(folder, name)
+    if folder.absolute().name == "onnx" and not has(folder, "config.json"):
+        folder = folder.absolute().parent  # as repositories for transformers.js are laid out
     files = {file: read_bytes(folder, file, FILE_LIMIT) for file in FILES if has(folder, file)}
     return GraphSource(uri, path, functools.partial(read_graph, path), _config(folder), files)
 

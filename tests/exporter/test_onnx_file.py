@@ -164,6 +164,19 @@ def test_what_lies_beside_the_file_is_carried(tmp_path: Path) -> None:
 # Bad files ----------------------------------------------------------------------------------------------
 
 
+def test_a_repository_for_transformers_js_has_its_files_one_folder_up(tmp_path: Path) -> None:
+    source = GRAPHS[0]
+    (tmp_path / "onnx").mkdir()
+    for file in FOREIGN.glob(f"{source}.onnx*"):
+        (tmp_path / "onnx" / file.name.replace(source, "model", 1)).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', "utf-8")
+    opened = sources.load(str(tmp_path / "onnx" / "model.onnx"))
+    assert isinstance(opened, GraphSource)
+    assert opened.config == {"model_type": "llama"}
+    (tmp_path / "onnx" / "config.json").write_text('{"model_type": "gpt2"}', "utf-8")
+    assert sources.load(str(tmp_path / "onnx" / "model.onnx")).config == {"model_type": "gpt2"}  # type: ignore[union-attr]
+
+
 def product_model(weights: Arrays) -> onnx.ModelProto:
     """x · w · v …, weights as raw data."""
     nodes, x = [], "x"

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 import onnx_gpt
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt import building
+from onnx_gpt.bundle.reading import CONTEXT_KEYS
 from onnx_gpt.cli import main
 from onnx_gpt.report import Limits, Parity
 
@@ -61,6 +62,13 @@ def test_a_float_bundle_is_the_model(float_bundle: tuple[Path, onnx_gpt.Report])
     assert set(report.parity.checks) >= {"causal", "decode", "batch", "chunked", "shared_cache", "context"}
     assert report.parity.not_run.keys() == {"window"}
     assert report.parity.perplexity < 20, "the tiny model has learned its text"
+
+
+def test_a_shorter_context_is_what_the_configuration_says(tmp_path: Path) -> None:
+    onnx_gpt.optimize("sample:tiny", tmp_path / "out", context_length=64, parity=False, verify=False)
+    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    stated = {config[key] for key in CONTEXT_KEYS if key in config}
+    assert stated == {64}
 
 
 def test_the_graph_keeps_the_contract(float_bundle: tuple[Path, onnx_gpt.Report]) -> None:
