@@ -64,7 +64,7 @@ class Recipe:
         verify: Run what every pass takes away and what it puts there on the same data, and compare.
         calibration: Text that gptq chooses codes on and scales of activations are taken from: .txt, .jsonl, .parquet,
             .npy, a folder. Python's documentation by default.
-        calibration_windows: Windows of 512 tokens that are drawn from it; by default 48 for gptq, 16 for scales, 4 for float16.
+        calibration_windows: Windows of 512 tokens that are drawn from it: 48 for gptq, 16 for scales, 4 for float16.
         passes: Pipeline to run instead of the target's own: names and options, "fold, attention, opset{version=21}".
         method: How int4 and int8 choose their codes. rtn: round to nearest. gptq: for the least error of each product
             on calibration text; the default where calibration text is given.
