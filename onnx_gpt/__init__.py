@@ -13,7 +13,8 @@ from onnx_gpt._version import __version__
 
 if TYPE_CHECKING:
     from exporter.errors import OnnxGptError
-    from onnx_gpt.bisection import Bisection, bisect
+    from onnx_gpt.bisecting.bisection import Bisection, bisect
+    from onnx_gpt.bisecting.parting import Parting, compare_layers
     from onnx_gpt.certificate.verification import Verification, verify
     from onnx_gpt.diagnosis import doctor
     from onnx_gpt.explanation import Explanation, explain
@@ -22,40 +23,39 @@ if TYPE_CHECKING:
     from onnx_gpt.linting.linter import lint
     from onnx_gpt.linting.repairing import repair
     from onnx_gpt.measuring import bench
-    from onnx_gpt.parting import Parting, compare_layers
     from onnx_gpt.pipeline import optimize
-    from onnx_gpt.prune_report import PruneReport
-    from onnx_gpt.pruning import prune
+    from onnx_gpt.pruning.job import prune
+    from onnx_gpt.pruning.report import PruneReport
     from onnx_gpt.ranging import ranges
     from onnx_gpt.recipe import Recipe
     from onnx_gpt.report import Limits, Report
-    from onnx_gpt.sensitivities import Sensitivity, sensitivity
+    from onnx_gpt.searching.sensitivities import Sensitivity, sensitivity
     from onnx_gpt.validation import validate
 
 _HOMES = {
-    "Bisection": "onnx_gpt.bisection",
+    "Bisection": "onnx_gpt.bisecting.bisection",
     "Explanation": "onnx_gpt.explanation",
     "Generator": "onnx_gpt.generator",
     "Limits": "onnx_gpt.report",
     "OnnxGptError": "exporter.errors",
-    "Parting": "onnx_gpt.parting",
-    "PruneReport": "onnx_gpt.prune_report",
+    "Parting": "onnx_gpt.bisecting.parting",
+    "PruneReport": "onnx_gpt.pruning.report",
     "Recipe": "onnx_gpt.recipe",
     "Report": "onnx_gpt.report",
-    "Sensitivity": "onnx_gpt.sensitivities",
+    "Sensitivity": "onnx_gpt.searching.sensitivities",
     "Verification": "onnx_gpt.certificate.verification",
     "bench": "onnx_gpt.measuring",
     "doctor": "onnx_gpt.diagnosis",
-    "bisect": "onnx_gpt.bisection",
-    "compare_layers": "onnx_gpt.parting",
+    "bisect": "onnx_gpt.bisecting.bisection",
+    "compare_layers": "onnx_gpt.bisecting.parting",
     "explain": "onnx_gpt.explanation",
     "inspect": "onnx_gpt.inspection",
     "lint": "onnx_gpt.linting.linter",
     "optimize": "onnx_gpt.pipeline",
-    "prune": "onnx_gpt.pruning",
+    "prune": "onnx_gpt.pruning.job",
     "ranges": "onnx_gpt.ranging",
     "repair": "onnx_gpt.linting.repairing",
-    "sensitivity": "onnx_gpt.sensitivities",
+    "sensitivity": "onnx_gpt.searching.sensitivities",
     "validate": "onnx_gpt.validation",
     "verify": "onnx_gpt.certificate.verification",
 }

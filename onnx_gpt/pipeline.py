@@ -15,8 +15,6 @@ from typing import Any
 from exporter import sources
 from exporter.checkpoint import Opened
 from onnx_gpt._version import __version__
-from onnx_gpt.allocating import allocate
-from onnx_gpt.budget import parse_budget
 from onnx_gpt.building import Built, build, write
 from onnx_gpt.bundle.plan import Build, Plan, plan
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch
@@ -28,6 +26,8 @@ from onnx_gpt.publishing import bundle_facts, publish
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.recipe_file import SEARCHED, recipe_of, toml_text
 from onnx_gpt.report import SCHEMA, ModelFacts, Report, SourceFacts, Stages
+from onnx_gpt.searching.allocating import allocate
+from onnx_gpt.searching.budget import parse_budget
 
 
 def optimize(
@@ -47,7 +47,7 @@ def optimize(
         out: directory to make; it appears whole, or not at all.
         recipe: settings from a .toml file, a bundle's recipe.toml say.
         budget: ``size=90MB``, ``kl=0.03``, ``decode=150`` or several: formats of all weights are searched for
-            (`onnx_gpt.allocating`).
+            (`onnx_gpt.searching.allocating`).
         work: folder that a search keeps its measurements in; one in the user's cache by default.
         progress: told what happens.
         settings: those of `Recipe`, ``target`` for its targets; they go before the file's.

@@ -185,7 +185,7 @@ class Report(_Frozen):
     Where a bundle holds several models, ``models`` has the facts of each by its path, and ``pipeline`` to ``parity`` up
     here are those of the first. ``certificates`` has the SHA-256 of ``certificate.json`` by target; report.json itself,
     which is certified, is without. ``search`` is what a budget came to: the formats' frontier, and the
-    point of it that was chosen (`onnx_gpt.allocating.Found`).
+    point of it that was chosen (`onnx_gpt.searching.allocating.Found`).
     """
 
     schema_: str = pydantic.Field(default=SCHEMA, alias="schema", serialization_alias="schema")

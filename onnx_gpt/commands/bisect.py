@@ -14,11 +14,11 @@ from rich.text import Text
 
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.bisecting.aligning import KINDS
+from onnx_gpt.bisecting.bisection import Bisection
+from onnx_gpt.bisecting.bisection import bisect as bisect_pipeline
 from onnx_gpt.bisecting.drawing import colour
-from onnx_gpt.bisection import Bisection
-from onnx_gpt.bisection import bisect as bisect_pipeline
+from onnx_gpt.bisecting.parting import DistanceFacts, Parting, compare_layers
 from onnx_gpt.commands._show import print_table, progress_bar
-from onnx_gpt.parting import DistanceFacts, Parting, compare_layers
 
 
 def bisect(

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from onnx_gpt.commands._show import echo, print_table, progress_bar
-from onnx_gpt.prune_recipe import PruneRecipe
-from onnx_gpt.prune_report import PruneReport, Side
-from onnx_gpt.pruning import run
+from onnx_gpt.pruning.job import run
+from onnx_gpt.pruning.recipe import PruneRecipe
+from onnx_gpt.pruning.report import PruneReport, Side
 
 
 def prune(

@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onnx_gpt.commands._show import print_json, print_table, progress_bar
-from onnx_gpt.sensitivities import OPTIONS, Method
-from onnx_gpt.sensitivities import sensitivity as measure
+from onnx_gpt.searching.sensitivities import OPTIONS, Method
+from onnx_gpt.searching.sensitivities import sensitivity as measure
 
 
 def sensitivity(

@@ -26,12 +26,12 @@ from graph_passes.outcome import Outcome
 from graph_passes.pipeline import passes_by_name
 from graph_passes.proof.evaluate import Subgraph
 from onnx_gpt.bisecting import codes, repro
+from onnx_gpt.bisecting.bisection import facts_of
 from onnx_gpt.bisecting.cases import Case, Feeding, cases, length_for
 from onnx_gpt.bisecting.judging import deviations, truth_of
 from onnx_gpt.bisecting.locating import Piece
 from onnx_gpt.bisecting.running import moved, run
 from onnx_gpt.bisecting.searching import Stage, search
-from onnx_gpt.bisection import facts_of
 from onnx_gpt.cli import main
 from onnx_gpt.exporting import export
 from onnx_gpt.parity.values import rounded

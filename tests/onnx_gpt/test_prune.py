@@ -19,7 +19,7 @@ from exporter.families import describe, families
 from exporter.variants import KEY, sizes_of
 from exporter.writing import write_checkpoint
 from onnx_gpt.cli import main
-from onnx_gpt.prune_recipe import PruneRecipe, Structures, structures_of
+from onnx_gpt.pruning.recipe import PruneRecipe, Structures, structures_of
 from onnx_gpt.report import Parity
 
 FAST = {"tokens": 128, "windows": 8, "probe": 2}

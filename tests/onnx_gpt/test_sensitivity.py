@@ -14,11 +14,11 @@ from tiny import tiny
 import onnx_gpt
 from calibration.search.measuring import Delta, Measurer
 from exporter import sources
-from onnx_gpt import costs
-from onnx_gpt.allocating import allocate
-from onnx_gpt.budget import Budget, parse_budget
 from onnx_gpt.cli import app
 from onnx_gpt.recipe import Recipe
+from onnx_gpt.searching import costs
+from onnx_gpt.searching.allocating import allocate
+from onnx_gpt.searching.budget import Budget, parse_budget
 
 FORMATS = "4/32,4/16,4/16+v=8/16,8/32"
 

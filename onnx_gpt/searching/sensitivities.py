@@ -10,7 +10,7 @@ from typing import Any, Literal
 from calibration.search.units import Option, Unit, options_of
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
-from onnx_gpt.searching import Losses, study
+from onnx_gpt.searching.search import Losses, study
 
 SCHEMA = "onnx-gpt/sensitivity/1"
 Method = Literal["rtn", "gptq"]

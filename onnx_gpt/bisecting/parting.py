@@ -75,7 +75,7 @@ class Parting(pydantic.BaseModel):
     Attributes:
         candidate, reference: as given.
         tokens: of the longest row that was run.
-        noise: the reference's own, of the largest logit; ``measured`` as of `onnx_gpt.bisection.Bisection`.
+        noise: the reference's own, of the largest logit; ``measured`` as of `onnx_gpt.bisecting.bisection.Bisection`.
         tolerance: of logits.
         cases: largest error of the candidate's logits in each case, of the largest logit; None where it does not run.
         first: where they part; None where they do not.

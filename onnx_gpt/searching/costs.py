@@ -12,9 +12,9 @@ from calibration.scheme import Grid
 from calibration.search.ledger import Ledger
 from calibration.search.units import ALIGNMENT, Allocation, Option, Unit, scheme_of_allocation
 from onnx_gpt.bundle.writing import DATA, MODEL, save
-from onnx_gpt.kernel_times import CONTEXT, STEPS, Shape, product_seconds, step_seconds
 from onnx_gpt.machine import this_machine
-from onnx_gpt.searching import Study
+from onnx_gpt.searching.kernel_times import CONTEXT, STEPS, Shape, product_seconds, step_seconds
+from onnx_gpt.searching.search import Study
 
 INSIDE = 256
 """Bytes of a tensor that lies in ``model.onnx`` itself, at most."""

@@ -28,11 +28,11 @@ from onnx_gpt.bundle.staging import require_absent, require_space, scratch, stag
 from onnx_gpt.bundle.writing import REPORT
 from onnx_gpt.calibrating import calibration_windows
 from onnx_gpt.exporting import export
-from onnx_gpt.perplexity import Score, score, windows_of
 from onnx_gpt.progress import Progress, Silent
-from onnx_gpt.prune_recipe import PruneRecipe
-from onnx_gpt.prune_report import Counted, PruneReport, counts_of, side
-from onnx_gpt.prune_steps import Pruned, pruned
+from onnx_gpt.pruning.perplexity import Score, score, windows_of
+from onnx_gpt.pruning.recipe import PruneRecipe
+from onnx_gpt.pruning.report import Counted, PruneReport, counts_of, side
+from onnx_gpt.pruning.steps import Pruned, pruned
 from onnx_gpt.report import Stages
 
 

@@ -13,7 +13,7 @@ from calibration.threads import in_order
 from exporter.checkpoint import Checkpoint
 from exporter.variants import LayerSizes
 from exporter.weights import STORED_DTYPES, Weight
-from onnx_gpt.perplexity import Score
+from onnx_gpt.pruning.perplexity import Score
 from onnx_gpt.report import Stage
 
 SCHEMA = "onnx-gpt/prune/1"

@@ -1,6 +1,6 @@
 """Solves a budget: which format each unit of weights takes, as a recipe that makes the bundle.
 
-1. The KL of each unit in each format alone (`onnx_gpt.sensitivities`), the bytes it takes, and its products' time.
+1. The KL of each unit in each format alone (`sensitivities`), the bytes it takes, and its products' time.
 2. The choice of least KL within the budget, as if KLs added up (`calibration.search.allocation`).
 3. They do not: the choice is measured as a whole, then each unit of it one format up and one down, all else as chosen.
    A choice among these is solved again, measured as a whole, and kept where it is better.
@@ -20,12 +20,12 @@ from calibration.scheme import Grid
 from calibration.search.allocation import frontier
 from calibration.search.units import Option, Unit, mixed_text, options_of
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.budget import Budget
-from onnx_gpt.costs import Costs
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
-from onnx_gpt.searching import Losses, Study, study
-from onnx_gpt.sensitivities import OPTIONS, wanted
+from onnx_gpt.searching.budget import Budget
+from onnx_gpt.searching.costs import Costs
+from onnx_gpt.searching.search import Losses, Study, study
+from onnx_gpt.searching.sensitivities import OPTIONS, wanted
 
 ROUNDS, HALVINGS = 2, 3
 """Of step 3, at most, and how often the changes of one may be halved."""
@@ -84,8 +84,8 @@ def allocate(
     Args:
         source: what `exporter.sources.load` takes.
         recipe: the job's other settings, for int4 with no widths or blocks; its method chooses the codes.
-        options: formats to choose from, as of `onnx_gpt.sensitivities`.
-        work: folder of measurements, as of `onnx_gpt.sensitivities`.
+        options: formats to choose from, as of `onnx_gpt.searching.sensitivities`.
+        work: folder of measurements, as of `onnx_gpt.searching.sensitivities`.
 
     Raises:
         OnnxGptError: ``budget-unmet`` (exit 7) where no choice keeps it; ``scheme-invalid`` (exit 2) for a recipe that

@@ -31,8 +31,8 @@ from exporter.writing import stored_weights
 from graph_passes import run_pipeline
 from onnx_gpt.calibrating import documents
 from onnx_gpt.progress import Progress
-from onnx_gpt.prune_recipe import MAGNITUDE, PruneRecipe
-from onnx_gpt.prune_report import ZEROS
+from onnx_gpt.pruning.recipe import MAGNITUDE, PruneRecipe
+from onnx_gpt.pruning.report import ZEROS
 from onnx_gpt.report import Stages
 
 WIDE, MULTIPLE, NARROW_MULTIPLE = 512, 64, 8

@@ -1,6 +1,6 @@
 """Opens a model for a search of formats: its units, a text to measure on, and what earlier runs have measured already.
 
-`onnx_gpt.sensitivities` measures, `onnx_gpt.allocating` chooses.
+`onnx_gpt.searching.sensitivities` measures, `onnx_gpt.searching.allocating` chooses.
 """
 
 from __future__ import annotations
