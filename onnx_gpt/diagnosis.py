@@ -24,9 +24,10 @@ PYTHONS = ((3, 11), (3, 14))
 """The first version that runs, and the first that does not."""
 
 ALLOWS: Mapping[str, str] = {
-    "reference": "comparing with PyTorch, module: sources, distillation",
+    "reference": "comparing with PyTorch, module: sources",
     "genai": "running bundles in onnxruntime-genai",
     "onnxsim": "the pass onnxsim",
+    "openvino": "running bundles in OpenVINO",
     "data": "calibration text from .parquet",
 }
 """What an extra is for. Those for work on this project itself are not asked for."""

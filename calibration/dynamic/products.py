@@ -73,10 +73,10 @@ class _Rewriting:
         name = str(site.nodes[0].name)
         coded, codes, scale = self._store(site)
         x, x_scale = self._round(site.input, coded, name)
-        one, zero = self._constant("one", np.array(1, np.float32)), self._constant("zero_u8", _u8(ZERO))
+        zero = self._constant("zero_u8", _u8(ZERO))
         y = self._op(
             "MatMulIntegerToFloat",
-            [x, codes, one, scale, zero],
+            [x, codes, self._step(), scale, zero],
             f"{name}.product",
             domain=MICROSOFT,
             role=site.role,
@@ -135,23 +135,29 @@ class _Rewriting:
         return self.stored[site.table]
 
     def _round(self, x: ir.Value, coded: BlockCodes, name: str) -> tuple[ir.Value, ir.Value]:
-        """uint8 ``[B, 1, (G,) S, K/G]`` and float32 ``[B, 1, (G,) S, 1]``; a run of zeros has scale 0, gives zeros."""
+        """uint8 ``[B, 1, (G,) S, K/G]`` and the largest sizes, float32 ``[B, 1, (G,) S, 1]``.
+
+        Codes are steps of the largest size over 127; products multiply by 1/127. A run of zeros has 0, gives zeros.
+        """
         key = (x, coded.groups)
         if key not in self.rounded:
-            wide = x
             if coded.groups > 1:
                 width = coded.weight.shape[1] // coded.groups
-                wide = self._op("Reshape", [x, self._ints(0, 0, coded.groups, width)], f"{name}.input_groups")
-                wide = self._op("Transpose", [wide], f"{name}.groups_first", perm=[0, 2, 1, 3])
-            wide = self._op("Unsqueeze", [wide, self._ints(1)], f"{name}.input")
+                wide = self._op(
+                    "Reshape", [x, self._ints(0, 0, 1, coded.groups, width)], f"{name}.input_groups"
+                )
+                wide = self._op("Transpose", [wide], f"{name}.groups_first", perm=[0, 2, 3, 1, 4])
+            else:
+                wide = self._op("Unsqueeze", [x, self._ints(1)], f"{name}.input")
             size = self._op("Abs", [wide], f"{name}.input_size")
             largest = self._op("ReduceMax", [size, self._ints(-1)], f"{name}.input_largest", keepdims=1)
-            step = self._constant("step", np.array(1 / 127, np.float32))
-            scale = self._op("Mul", [largest, step], f"{name}.input_scale")
-            steps = self._op("Div", [wide, scale], f"{name}.input_steps")
-            grid = [self._constant("one", np.array(1, np.float32)), self._constant("zero_u8", _u8(ZERO))]
-            self.rounded[key] = self._op("QuantizeLinear", [steps, *grid], f"{name}.input_codes"), scale
+            share = self._op("Div", [wide, largest], f"{name}.input_share")
+            grid = [self._step(), self._constant("zero_u8", _u8(ZERO))]
+            self.rounded[key] = self._op("QuantizeLinear", [share, *grid], f"{name}.input_codes"), largest
         return self.rounded[key]
+
+    def _step(self) -> ir.Value:
+        return self._constant("step", np.array(1 / 127, np.float32))
 
     @staticmethod
     def _note_channels(value: ir.Value, coded: BlockCodes) -> None:

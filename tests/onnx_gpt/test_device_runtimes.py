@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
+from device_runtimes import greedy, openvino_step, ort_step
 
 import onnx_gpt
 from exporter.errors import OnnxGptError
@@ -17,9 +15,6 @@ from onnx_gpt.parity.candidate import Candidate
 
 PROMPT = "The class statement defines"
 COUNT = 32
-
-Step = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-"""One run of a model: inputs by name to outputs by name."""
 
 
 def optimized(folder: Path, target: str, scheme: str) -> Path:
@@ -34,43 +29,13 @@ def expected(folder: Path, scheme: str) -> tuple[list[int], list[int]]:
     return list(runner.encode(PROMPT)), list(runner.generate(PROMPT, max_new_tokens=COUNT).tokens)
 
 
-def greedy(step: Step, pasts: dict[str, tuple[int, int]], prompt: list[int]) -> list[int]:
-    """Decode with a growing cache.
-
-    Args:
-        pasts: heads and head dim of the cache, by input.
-    """
-    cache = {name: np.zeros((1, heads, 0, width), np.float32) for name, (heads, width) in pasts.items()}
-    given, chosen, seen = prompt, list[int](), 0
-    while len(chosen) < COUNT:
-        seen += len(given)
-        outputs = step(
-            {
-                "input_ids": np.array([given], np.int64),
-                "attention_mask": np.ones((1, seen), np.int64),
-                **cache,
-            }
-        )
-        chosen.append(int(outputs["logits"][0, -1].argmax()))
-        given = chosen[-1:]
-        cache = {name: outputs[name.replace("past_key_values", "present", 1)] for name in cache}
-    return chosen
-
-
-def ort_step(path: Path) -> tuple[Step, dict[str, tuple[int, int]]]:
-    session = ort.InferenceSession(path)
-    names = [value.name for value in session.get_outputs()]
-    pasts = {v.name: (v.shape[1], v.shape[3]) for v in session.get_inputs() if v.name.startswith("past")}
-    return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True)), pasts
-
-
 @pytest.mark.parametrize("scheme", ["none", "int4"])
 def test_phones_open_ort_files_that_say_the_same(scheme: str, tmp_path: Path) -> None:
     prompt, tokens = expected(tmp_path, scheme)
     bundle = optimized(tmp_path, "mobile", scheme)
     assert not list(bundle.glob("*.onnx*"))
     for name in ("model.ort", "model.with_runtime_opt.ort"):
-        assert greedy(*ort_step(bundle / name), prompt) == tokens
+        assert greedy(*ort_step(bundle / name), prompt, COUNT) == tokens
     operators = (bundle / mobile.OPERATORS).read_text("utf-8")
     assert "GroupQueryAttention" in operators and str(tmp_path) not in operators
     assert ("MatMulNBits" in operators) == (scheme == "int4")
@@ -86,26 +51,11 @@ def test_an_ort_file_has_two_gigabytes_at_most(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
 def test_openvino_reads_the_graph_and_says_the_same(scheme: str, tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     bundle = optimized(tmp_path, "openvino", scheme)
-    exact: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    compiled = openvino.Core().compile_model(bundle / "model.onnx", "CPU", exact)
-    request = compiled.create_infer_request()
-    names = [value.any_name for value in compiled.outputs]
-
-    def step(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request.infer(feeds)
-        return {name: request.get_tensor(name).data.copy() for name in names}
-
-    shapes = {value.any_name: value.partial_shape for value in compiled.inputs}
-    pasts = {
-        name: (shape[1].get_length(), shape[3].get_length())
-        for name, shape in shapes.items()
-        if name.startswith("past")
-    }
     prompt, tokens = expected(tmp_path, scheme)
     ours = Candidate(bundle / "model.onnx")
-    found = greedy(step, pasts, prompt)
+    found = greedy(*openvino_step(bundle / "model.onnx"), prompt, COUNT)
     if scheme == "none":
         assert found == tokens
     else:  # OpenVINO keeps activations in float, so that near ties may fall another way

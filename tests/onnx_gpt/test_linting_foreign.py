@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_runtime import generate
+from device_runtimes import genai_greedy
 from tiny_decoders import TEMPLATE
 from tokenizers import AddedToken, Tokenizer, decoders, models
+from web_runtimes import in_node
 
 from onnx_gpt.generator import Generator
 from onnx_gpt.linting.linter import lint
@@ -74,32 +75,24 @@ def test_what_is_wrong_is_found_and_repaired(folders: Path, peer: str) -> None:
     assert not [finding for finding in after.findings if finding.mechanical]
 
 
-def test_they_run_in_transformers_js_once_repaired(folders: Path) -> None:
+@pytest.mark.parametrize("peer", PEERS)
+def test_they_run_in_transformers_js_once_repaired(folders: Path, peer: str) -> None:
     """The same tokens as the Python runner gives on the exporter's own graph, with the chat template; not so before."""
-    names = [f"{peer}-{state}" for peer in PEERS for state in ("moved", "repaired")]
-    results = generate([{"home": str(folders), "name": n, "chat": CHAT, "count": COUNT} for n in names])
-    for peer in PEERS:
-        assert "past_key" in results[f"{peer}-moved"]["error"]
-        generator = Generator(folders / peer, threads=1)
-        prompt = generator.encode(CHAT)
-        repaired = results[f"{peer}-repaired"]
-        assert repaired.get("prompt") == prompt, repaired
-        assert tuple(repaired["tokens"]) == generator.generate(CHAT, max_new_tokens=COUNT).tokens
+    call = {"messages": CHAT, "max_new_tokens": COUNT}
+    with pytest.raises(RuntimeError, match="past_key"):
+        in_node(folders / f"{peer}-moved", [call])
+    generator = Generator(folders / peer, threads=1)
+    repaired = in_node(folders / f"{peer}-repaired", [call])[0]
+    assert repaired["prompt"] == generator.encode(CHAT)
+    assert tuple(repaired["ids"]) == generator.generate(CHAT, max_new_tokens=COUNT).tokens
 
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_they_run_in_onnxruntime_genai_once_repaired_for_it(folders: Path, tmp_path: Path, peer: str) -> None:
-    og = pytest.importorskip("onnxruntime_genai")
+    pytest.importorskip("onnxruntime_genai")
     repaired = repair(folders / peer, "genai", tmp_path / "out")
     assert repaired.after.ok, repaired.after.findings
     generator = Generator(folders / peer, threads=1)
     prompt = generator.encode(CHAT)
     expected = generator.generate(prompt, max_new_tokens=COUNT).tokens
-    model = og.Model(str(tmp_path / "out"))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(prompt) + COUNT, do_sample=False)
-    runtime = og.Generator(model, parameters)
-    runtime.append_tokens(prompt)
-    while not runtime.is_done():
-        runtime.generate_next_token()
-    assert tuple(runtime.get_sequence(0)[len(prompt) :]) == expected
+    assert tuple(genai_greedy(tmp_path / "out", prompt, COUNT)) == expected

@@ -1,4 +1,4 @@
-"""What the tests of web bundles run on: transformers.js in Node and in headless Chromium.
+"""What web bundles run on, in tests and in `benchmarks.targets`: transformers.js in Node and in headless Chromium.
 
 Packages of the pinned versions (samples/web/package.json) are installed once into the user's cache with npm. Where
 npm, or a Chromium, is not there, tests are skipped and say so; `.ci/run` puts both there.
@@ -59,7 +59,11 @@ def chromium() -> str:
 
 
 def in_node(bundle: Path, calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What transformers.js makes of each call (samples/web/headless.mjs) in Node."""
+    """What transformers.js makes of each call (samples/web/headless.mjs) in Node.
+
+    Raises:
+        RuntimeError: it failed, with the end of what it said.
+    """
     named = [{"folder": bundle.name, **call} for call in calls]
     return _run({"runtime": "node", "root": f"{bundle.parent}/", "calls": named})
 
@@ -93,6 +97,7 @@ def _run(request: dict[str, Any]) -> list[dict[str, Any]]:
         text=True,
         timeout=SECONDS,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-2000:])
     answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return answers
