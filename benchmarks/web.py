@@ -2,9 +2,9 @@
 
     python -m benchmarks.web [--rounds 3] [--modules node_modules] [--json]
 
-Both are loaded by the sample's page (samples/web) with transformers.js, in one browser, in turn, each time in a fresh
-page with 2 WASM threads: a prompt, then greedy steps that are timed one by one. The modules are those that
-`npm install` in samples/web leaves there; a Chromium has to be installed.
+Both are loaded by the sample's page (samples/web) with transformers.js, in one browser, in turn (ours, the peer, the
+peer, ours …), each time in a fresh page with 2 WASM threads: a prompt, then greedy steps that are timed one by one.
+The modules are those that `npm install` in samples/web leaves there; a Chromium has to be installed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def measured(folders: dict[str, Path], rounds: int, modules: Path) -> dict[str, 
         "min_new_tokens": STEPS,
     }
     prompt = [(17 * i) % 4000 + 100 for i in range(PROMPT)]
-    calls = [shared | {"folder": folder, "prompt": prompt} for _ in range(rounds) for folder in served]
+    # Every second round goes the other way round, so that a machine that gets busier or quieter favours neither.
+    order = [i for turn in range(rounds) for i in sorted(range(len(folders)), reverse=turn % 2 == 1)]
+    calls = [shared | {"folder": list(served)[i], "prompt": prompt} for i in order]
     request = {
         "runtime": "chromium",
         "url": f"http://127.0.0.1:{server.server_address[1]}",
@@ -110,13 +112,13 @@ def measured(folders: dict[str, Path], rounds: int, modules: Path) -> dict[str, 
     )
     server.shutdown()
     samples: dict[str, list[Row]] = {name: [] for name in folders}
-    for i, answer in enumerate(json.loads(done.stdout.splitlines()[-1])):
+    for i, answer in zip(order, json.loads(done.stdout.splitlines()[-1]), strict=True):
         taken = {
             "step": median(answer["steps"]),
             "first": answer["first"],
             "loading": answer["loading"],
         }
-        samples[list(folders)[i % len(folders)]].append(taken)
+        samples[list(folders)[i]].append(taken)
     return samples
 
 

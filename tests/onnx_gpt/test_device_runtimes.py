@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from device_runtimes import greedy, openvino_step, ort_step
+from tiny import tiny
 
 import onnx_gpt
 from exporter.errors import OnnxGptError
+from exporter.writing import write_checkpoint
 from onnx_gpt.bundle.targets import mobile
 from onnx_gpt.parity.candidate import Candidate
 
@@ -74,3 +76,16 @@ def test_optimums_graph_pads_batches_on_the_left(tmp_path: Path) -> None:
     both, _ = candidate.run(padded, mask)
     np.testing.assert_allclose(both[0], candidate.logits(long)[0], atol=1e-4)
     np.testing.assert_allclose(both[1, 5:], candidate.logits(short)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "variant"), [("phi3", "default"), ("qwen3", "wide_heads")])
+def test_a_cache_that_optimum_would_make_in_another_shape_is_refused(
+    family: str, variant: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    write_checkpoint(source, tiny(family, variant=variant))
+    with pytest.raises(OnnxGptError) as caught:
+        onnx_gpt.optimize(str(source), tmp_path / "out", target="optimum", quantize="none", parity=False)
+    assert caught.value.code == "target-unsupported"
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
