@@ -58,18 +58,22 @@ def furthest(coded: Iterable[Coded], weights: Mapping[str, Weight], *, chosen: b
 
 def _furthest(one: Coded, weight: Weight, offset: int, inputs_count: float) -> Worst:
     columns = weight.shape[1]
-    ours, usual = np.zeros(columns), np.zeros(columns)
-    rows_ours, rows_usual = [], []
+    ours, usual, between = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    rows_ours, rows_usual, rows_between = [], [], []
     for start, found, wanted in _pieces(one, weight, offset):
         error = (found - wanted).astype(np.float64) ** 2
         plain = (rounded(wanted, one.bits, one.block) - wanted).astype(np.float64) ** 2
+        step = np.repeat(steps(wanted, one.bits, one.block)[..., 0], one.block, axis=1)[:, :columns]
+        evenly = step.astype(np.float64) ** 2 / 12
+        between += evenly.sum(axis=0)
+        rows_between.append(evenly.sum(axis=1))
         ours += error.sum(axis=0)
         usual += plain.sum(axis=0)
         rows_ours.append(error.sum(axis=1))
         rows_usual.append(plain.sum(axis=1))
         del start
-    rows = _ratio(np.concatenate(rows_ours), np.concatenate(rows_usual))
-    inputs = inputs_count * _ratio(ours, usual)
+    rows = _ratio(*map(np.concatenate, (rows_ours, rows_usual, rows_between)))
+    inputs = inputs_count * _ratio(ours, usual, between)
     found_rows = Worst(float(rows.max()), f"output channel {int(rows.argmax()) + offset} of {one.role}")
     found_inputs = Worst(float(inputs.max()), f"input channel {int(inputs.argmax())} of {one.role}")
     return max(found_rows, found_inputs, key=lambda found: found.times)
@@ -81,21 +85,39 @@ def _pieces(one: Coded, weight: Weight, offset: int) -> Iterator[tuple[int, np.n
         yield start, rows[:, : wanted.shape[1]], wanted
 
 
+def steps(weight: np.ndarray, bits: int, block: int) -> np.ndarray:
+    """Scales ``[N, blocks, 1]`` of the symmetric grid whose largest code is the largest size in a block of a row."""
+    split: np.ndarray = _split(weight, block)
+    scale: np.ndarray = np.abs(split).max(axis=-1, keepdims=True) / np.float32((1 << (bits - 1)) - 1)
+    return scale
+
+
 def rounded(weight: np.ndarray, bits: int, block: int) -> np.ndarray:
-    """Rows ``[N, K]`` rounded to a symmetric grid whose scale is the largest size in a block of a row."""
+    """Rows ``[N, K]`` rounded to the grid of `steps`."""
     rows, columns = weight.shape
-    blocks = -(-columns // block)
-    padded = np.zeros((rows, blocks * block), np.float32)
-    padded[:, :columns] = weight
-    split = padded.reshape(rows, blocks, block)
-    scale = np.abs(split).max(axis=-1, keepdims=True) / np.float32((1 << (bits - 1)) - 1)
-    codes = np.rint(split / np.where(scale > 0, scale, 1))
+    scale = steps(weight, bits, block)
+    codes = np.rint(_split(weight, block) / np.where(scale > 0, scale, 1))
     result: np.ndarray = (codes * scale).reshape(rows, -1)[:, :columns]
     return result
 
 
-def _ratio(ours: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Root of the ratio of summed squares; where rounding costs almost nothing, of a quarter of its usual cost."""
-    least = usual.mean() / 16 + np.finfo(np.float64).tiny
+def _split(weight: np.ndarray, block: int) -> np.ndarray:
+    """Rows in blocks ``[N, blocks, block]``, the last filled with zeros."""
+    rows, columns = weight.shape
+    padded = np.zeros((rows, -(-columns // block) * block), np.float32)
+    padded[:, :columns] = weight
+    return padded.reshape(rows, -1, block)
+
+
+def _ratio(ours: np.ndarray, usual: np.ndarray, between: np.ndarray) -> np.ndarray:
+    """Root of the ratio of summed squares; where rounding costs almost nothing, of a quarter of its usual cost.
+
+    A weight that lies on the grid already, as that of a quantized source may, costs nothing at all: then of half of
+    what weights between the steps would cost.
+
+    Args:
+        between: a twelfth of the squared steps, summed.
+    """
+    least = np.maximum(usual.mean() / 16, between / 4) + np.finfo(np.float64).tiny
     ratio: np.ndarray = np.sqrt(ours / np.maximum(usual, least))
     return ratio

@@ -85,4 +85,4 @@ def test_the_users_own_text_is_calibrated_on(tmp_path: Path) -> None:
 def test_a_cache_type_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(OnnxGptError) as caught:
         onnx_gpt.optimize("sample:tiny", tmp_path / "b", kv_cache="int3")
-    assert (caught.value.code, caught.value.exit) == ("scheme-invalid", 2)
+    assert (caught.value.code, caught.value.exit) == ("recipe-invalid", 2)
