@@ -58,31 +58,25 @@ def furthest(coded: Iterable[Coded], weights: Mapping[str, Weight], *, chosen: b
 
 def _furthest(one: Coded, weight: Weight, offset: int, inputs_count: float) -> Worst:
     columns = weight.shape[1]
-    ours, usual, between = np.zeros(columns), np.zeros(columns), np.zeros(columns)
-    rows_ours, rows_usual, rows_between = [], [], []
-    for start, found, wanted in _pieces(one, weight, offset):
-        error = (found - wanted).astype(np.float64) ** 2
-        plain = (rounded(wanted, one.bits, one.block) - wanted).astype(np.float64) ** 2
-        step = np.repeat(steps(wanted, one.bits, one.block)[..., 0], one.block, axis=1)[:, :columns]
-        evenly = step.astype(np.float64) ** 2 / 12
-        between += evenly.sum(axis=0)
-        rows_between.append(evenly.sum(axis=1))
-        ours += error.sum(axis=0)
-        usual += plain.sum(axis=0)
-        rows_ours.append(error.sum(axis=1))
-        rows_usual.append(plain.sum(axis=1))
-        del start
-    rows = _ratio(*map(np.concatenate, (rows_ours, rows_usual, rows_between)))
-    inputs = inputs_count * _ratio(ours, usual, between)
+    by_input, by_row = np.zeros((3, columns)), list[np.ndarray]()
+    for found, wanted in _pieces(one, weight, offset):
+        scale = steps(wanted, one.bits, one.block)
+        between = np.repeat(scale[..., 0] / np.sqrt(12), one.block, axis=1)[:, :columns]
+        errors = np.stack([found - wanted, _on_grid(wanted, scale, one.block) - wanted, between])
+        squares = errors.astype(np.float64) ** 2
+        by_input += squares.sum(axis=1)
+        by_row.append(squares.sum(axis=2))
+    rows = _ratio(*np.concatenate(by_row, axis=1))
+    inputs = inputs_count * _ratio(*by_input)
     found_rows = Worst(float(rows.max()), f"output channel {int(rows.argmax()) + offset} of {one.role}")
     found_inputs = Worst(float(inputs.max()), f"input channel {int(inputs.argmax())} of {one.role}")
     return max(found_rows, found_inputs, key=lambda found: found.times)
 
 
-def _pieces(one: Coded, weight: Weight, offset: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _pieces(one: Coded, weight: Weight, offset: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start, rows in one.rows():
         wanted = weight.rows(offset + start, offset + start + len(rows))
-        yield start, rows[:, : wanted.shape[1]], wanted
+        yield rows[:, : wanted.shape[1]], wanted
 
 
 def steps(weight: np.ndarray, bits: int, block: int) -> np.ndarray:
@@ -94,10 +88,12 @@ def steps(weight: np.ndarray, bits: int, block: int) -> np.ndarray:
 
 def rounded(weight: np.ndarray, bits: int, block: int) -> np.ndarray:
     """Rows ``[N, K]`` rounded to the grid of `steps`."""
-    rows, columns = weight.shape
-    scale = steps(weight, bits, block)
+    return _on_grid(weight, steps(weight, bits, block), block)
+
+
+def _on_grid(weight: np.ndarray, scale: np.ndarray, block: int) -> np.ndarray:
     codes = np.rint(_split(weight, block) / np.where(scale > 0, scale, 1))
-    result: np.ndarray = (codes * scale).reshape(rows, -1)[:, :columns]
+    result: np.ndarray = (codes * scale).reshape(len(weight), -1)[:, : weight.shape[1]]
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -173,3 +174,20 @@ def test_plain_rounding_is_its_own_measure() -> None:
     plain = rounded(weight, 4, 32)
     assert np.abs(plain - weight).max() <= np.abs(weight).max() / 14 + 1e-6
     assert furthest([], {"nothing": Array(weight)}).times == 0.0 < TIMES
+
+
+def test_codes_of_a_weight_that_lies_on_their_grid_are_no_alarm() -> None:
+    """Plain rounding costs nothing there, so that any error at all would be infinitely more."""
+    weight = rounded(np.random.default_rng(4).standard_normal((64, 64)).astype(np.float32), 8, 32)
+
+    def worst(factor: float, column: int | None = None) -> float:
+        found = weight * np.float32(factor)
+        if column is not None:
+            found[:, column] *= -1
+        one = SimpleNamespace(
+            kind="product", role=ROLE, shape=weight.shape, bits=8, block=32, rows=lambda: iter([(0, found)])
+        )
+        return furthest([one], {ROLE: Array(weight)}).times  # type: ignore[list-item]  # all that is read of a node
+
+    assert worst(1 + 2**-12) < TIMES  # scales that are kept in float16
+    assert worst(1, column=7) > TIMES
