@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from exporter.errors import rejected
+from calibration.statistics.hessian import require_finite
 
 DAMPING = 0.01
 """Added to the diagonal, of its mean."""
@@ -19,12 +19,7 @@ def damped_inverse(hessian: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarr
     Raises:
         OnnxGptError: ``activations-not-finite``.
     """
-    if not np.isfinite(hessian).all():
-        raise rejected(
-            "activations-not-finite",
-            f"{name}: the float model gives NaN or infinity on the calibration text",
-            "check the checkpoint, or give other calibration text",
-        )
+    require_finite(hessian, name)
     mean = float(np.diag(hessian).mean())
     identity = np.eye(len(hessian))
     if mean <= 0:

@@ -27,7 +27,7 @@ import numpy as np
 
 from calibration.quantization import rtn
 from calibration.scheme import Grid
-from exporter.errors import rejected
+from calibration.statistics.hessian import require_finite
 from exporter.weights import Coded
 
 MOST_DAMPING = 1.0
@@ -64,12 +64,7 @@ def objective(hessian: np.ndarray, damping: float = 0.01, name: str = "a layer's
     Raises:
         OnnxGptError: ``activations-not-finite``.
     """
-    if not np.isfinite(hessian).all():
-        raise rejected(
-            "activations-not-finite",
-            f"{name}: the float model gives NaN or infinity on the calibration text",
-            "check the checkpoint, or give other calibration text",
-        )
+    require_finite(hessian, name)
     diagonal = np.diag(hessian)
     mean = float(diagonal.mean())
     if mean <= 0:  # nothing ever came in: every error is as good as any other

@@ -10,6 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from exporter.errors import rejected
+
 
 @dataclasses.dataclass
 class Hessian:
@@ -46,6 +48,20 @@ class Hessian:
     def finish(self) -> np.ndarray:
         """``Σ x·xᵀ / T``, float64 ``[K, K]``."""
         return self.total / max(self.count, 1)
+
+
+def require_finite(hessian: np.ndarray, name: str) -> None:
+    """Refuse a second moment of inputs that are not numbers.
+
+    Raises:
+        OnnxGptError: ``activations-not-finite``.
+    """
+    if not np.isfinite(hessian).all():
+        raise rejected(
+            "activations-not-finite",
+            f"{name}: the float model gives NaN or infinity on the calibration text",
+            "check the checkpoint, or give other calibration text",
+        )
 
 
 def product(batch: np.ndarray) -> tuple[np.ndarray, int]:
