@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from onnx_gpt.parity.cases import Trial
+from onnx_gpt.parity.cases import Compared, Trial
 
 
 def padded(trial: Trial, *, left: bool) -> tuple[np.ndarray, np.ndarray, int]:
@@ -20,3 +22,21 @@ def padded(trial: Trial, *, left: bool) -> tuple[np.ndarray, np.ndarray, int]:
         rows[1, len(tokens) - short :] = tokens[:short]
     rows[1, padding], mask[1, padding] = (tokens[0] + 1) % trial.vocab_size, 0
     return rows, mask, short
+
+
+def compared(
+    trial: Trial, ours: Sequence[np.ndarray], mask: np.ndarray, past: Mapping[str, np.ndarray]
+) -> Compared:
+    """Both rows of `padded` against each alone; then a step of both, where there is a cache.
+
+    Args:
+        ours: logits of each row's own tokens, without padding.
+        mask, past: what the rows were run with, and what that left.
+    """
+    tokens, whole, short = trial.tokens, trial.whole, len(ours[1])
+    found, wanted = [*ours], [whole[:-1], whole[:short]]
+    if trial.candidate.cached:
+        step = np.array([[tokens[-1]], [tokens[short]]])
+        last, _ = trial.candidate.run(step, np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1), past)
+        found, wanted = [*found, last[0], last[1]], [*wanted, whole[-1:], whole[short : short + 1]]
+    return Compared(np.concatenate(found), np.concatenate(wanted), f"{len(tokens) - 1} and {short} tokens")

@@ -11,8 +11,8 @@ import numpy as np
 
 from exporter.errors import OnnxGptError
 from graph_passes.lowering.lengths import LEFT_PADDING
-from onnx_gpt.parity.cases import NO_MASK, ONE_ROW, Compared, Found, Held, NotRun, Trial
-from onnx_gpt.parity.cases._padding import padded
+from onnx_gpt.parity.cases import NO_MASK, ONE_ROW, Found, Held, NotRun, Trial
+from onnx_gpt.parity.cases._padding import compared, padded
 from onnx_gpt.parity.metrics import divergence, log_softmax
 
 NONSENSE = 1e-3
@@ -20,7 +20,7 @@ NONSENSE = 1e-3
 
 
 def run(trial: Trial) -> Found:
-    candidate, tokens, whole = trial.candidate, trial.tokens, trial.whole
+    candidate = trial.candidate
     if not candidate.pads:
         return NO_MASK
     if not candidate.batches:
@@ -34,12 +34,7 @@ def run(trial: Trial) -> Found:
         raise
     if trial.reference is not candidate and not _takes_it(trial, rows, mask, short):
         return NotRun("the reference itself computes nonsense for rows that are padded on the left")
-    ours, theirs = [logits[0], logits[1, -short:]], [whole[:-1], whole[:short]]
-    if candidate.cached:
-        step = np.array([[tokens[-1]], [tokens[short]]])
-        last, _ = candidate.run(step, np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1), past)
-        ours, theirs = [*ours, last[0], last[1]], [*theirs, whole[-1:], whole[short : short + 1]]
-    return Compared(np.concatenate(ours), np.concatenate(theirs), f"{len(tokens) - 1} and {short} tokens")
+    return compared(trial, [logits[0], logits[1, -short:]], mask, past)
 
 
 def _takes_it(trial: Trial, rows: np.ndarray, mask: np.ndarray, short: int) -> bool:
