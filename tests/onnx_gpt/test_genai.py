@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from device_runtimes import genai_greedy
 
 import onnx_gpt
 
@@ -22,11 +23,5 @@ def test_genai_loads_the_bundle_and_agrees(scheme: str, tmp_path: Path) -> None:
     tokenizer = og.Tokenizer(model)
     ids = list(tokenizer.encode(prompt))
     assert ids == onnx_gpt.Generator(bundle).encode(prompt)
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(ids) + 32, do_sample=False)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(ids)
-    while not generator.is_done():
-        generator.generate_next_token()
-    assert list(generator.get_sequence(0))[len(ids) :] == list(ours.tokens)
+    assert genai_greedy(bundle, ids, 32) == list(ours.tokens)
     assert tokenizer.decode(list(ours.tokens)) == ours.text
