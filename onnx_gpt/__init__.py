@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from onnx_gpt.certificate.verification import Verification, verify
     from onnx_gpt.diagnosis import doctor
     from onnx_gpt.explanation import Explanation, explain
-    from onnx_gpt.generator import Generator
+    from onnx_gpt.generation.generator import Generator
+    from onnx_gpt.generation.measuring import bench
     from onnx_gpt.inspection import inspect
     from onnx_gpt.linting.linter import lint
     from onnx_gpt.linting.repairing import repair
-    from onnx_gpt.measuring import bench
-    from onnx_gpt.pipeline import optimize
+    from onnx_gpt.optimizing.pipeline import optimize
     from onnx_gpt.pruning.job import prune
     from onnx_gpt.pruning.report import PruneReport
     from onnx_gpt.ranging import ranges
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bisection": "onnx_gpt.bisecting.bisection",
     "Explanation": "onnx_gpt.explanation",
-    "Generator": "onnx_gpt.generator",
+    "Generator": "onnx_gpt.generation.generator",
     "Limits": "onnx_gpt.report",
     "OnnxGptError": "exporter.errors",
     "Parting": "onnx_gpt.bisecting.parting",
@@ -44,14 +44,14 @@ _HOMES = {
     "Report": "onnx_gpt.report",
     "Sensitivity": "onnx_gpt.searching.sensitivities",
     "Verification": "onnx_gpt.certificate.verification",
-    "bench": "onnx_gpt.measuring",
+    "bench": "onnx_gpt.generation.measuring",
     "doctor": "onnx_gpt.diagnosis",
     "bisect": "onnx_gpt.bisecting.bisection",
     "compare_layers": "onnx_gpt.bisecting.parting",
     "explain": "onnx_gpt.explanation",
     "inspect": "onnx_gpt.inspection",
     "lint": "onnx_gpt.linting.linter",
-    "optimize": "onnx_gpt.pipeline",
+    "optimize": "onnx_gpt.optimizing.pipeline",
     "prune": "onnx_gpt.pruning.job",
     "ranges": "onnx_gpt.ranging",
     "repair": "onnx_gpt.linting.repairing",

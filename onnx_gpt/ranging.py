@@ -11,8 +11,8 @@ from exporter.checkpoint import ModuleSource
 from exporter.errors import unsupported
 from graph_passes import run_pipeline
 from onnx_gpt.bundle.targets import chosen
-from onnx_gpt.calibrating import calibration_windows
 from onnx_gpt.exporting import export, pipeline_of
+from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.progress import Progress, Silent
 
 WINDOWS = 8

@@ -17,7 +17,7 @@ from exporter.weights import Weight
 
 BLOCK = 32
 """Columns of a block: fewer leave the kernel's strips partly empty, more are slower to fetch."""
-CHANNELS = "onnx_gpt.channels"
+CHANNELS = "onnx_gpt.optimizing.channels"
 """Metadata of a node that reads blocks: N, which the blocks themselves round up."""
 LARGEST = 127
 """Largest code in size: products of u8 and −128 are the first to saturate where sums of two have 16 bits."""

@@ -24,15 +24,15 @@ from onnx_gpt.bisecting import codes, repro
 from onnx_gpt.bisecting.cases import length_for
 from onnx_gpt.bisecting.judging import truth_of
 from onnx_gpt.bisecting.searching import Culprit, Judged, Search, Stage, search
-from onnx_gpt.building import quantize as quantize_weights
 from onnx_gpt.bundle.staging import require_absent, staged
 from onnx_gpt.bundle.targets import chosen
-from onnx_gpt.codes import choose_codes
 from onnx_gpt.exporting import Exported, export, pipeline_of
+from onnx_gpt.optimizing.building import quantize as quantize_weights
+from onnx_gpt.optimizing.codes import choose_codes
+from onnx_gpt.optimizing.static_int8 import quantize_statically
 from onnx_gpt.parity.text import evaluation_tokens
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
-from onnx_gpt.static_int8 import quantize_statically
 
 SCHEMA = "onnx-gpt/bisection/1"
 CODED = ("int8", "int4", "w8a8", "keep")

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from exporter.errors import OnnxGptError, rejected
-from onnx_gpt.chat import ChatTemplate, chat_template
+from onnx_gpt.generation.chat import ChatTemplate, chat_template
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "context_length")
 

@@ -10,7 +10,6 @@ import numpy as np
 from exporter.checkpoint import Checkpoint, Opened
 from exporter.errors import Exit, OnnxGptError
 from exporter.onnx_format.reader import read_file
-from onnx_gpt.building import Built
 from onnx_gpt.bundle.plan import Build, Plan, folders
 from onnx_gpt.bundle.writing import MODEL
 from onnx_gpt.certificate.issuing import Model, certify, source_facts
@@ -18,6 +17,7 @@ from onnx_gpt.certificate.probes import CASES, TOKENS, Asked
 from onnx_gpt.certificate.schema import TraceFacts
 from onnx_gpt.certificate.tracing import expected_of, trace
 from onnx_gpt.certificate.tracing.comparing import tolerance_of
+from onnx_gpt.optimizing.building import Built
 from onnx_gpt.parity.limits import scheme_of, self_limit
 from onnx_gpt.parity.text import evaluation_tokens
 from onnx_gpt.report import Report

@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onnx_gpt.commands._show import echo, print_json, print_table
-from onnx_gpt.measuring import Spread
-from onnx_gpt.measuring import bench as measure
+from onnx_gpt.generation.measuring import Spread
+from onnx_gpt.generation.measuring import bench as measure
 
 
 def bench(

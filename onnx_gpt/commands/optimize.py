@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from onnx_gpt.commands._settings import Flags, Settings
 from onnx_gpt.commands._show import echo, progress_bar, show_report
-from onnx_gpt.pipeline import run
+from onnx_gpt.optimizing.pipeline import run
 from onnx_gpt.recipe_file import SEARCHED, recipe_of
 
 NONE = Flags()

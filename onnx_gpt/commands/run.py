@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onnx_gpt.commands._show import print_json, stderr
-from onnx_gpt.generator import Generator
+from onnx_gpt.generation.generator import Generator
 
 
 def run(

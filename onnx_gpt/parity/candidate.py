@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from exporter.errors import OnnxGptError
 from exporter.onnx_format.reader import read_file
-from onnx_gpt.decoder_session import DTYPES
+from onnx_gpt.generation.decoder_session import DTYPES
 from onnx_gpt.parity.interface import GraphInterface, interface_by_flow, interface_by_name, unloadable
 
 Cache = dict[str, np.ndarray]

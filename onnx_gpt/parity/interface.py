@@ -14,8 +14,8 @@ from exporter.onnx_format.reader import read_file
 from graph_passes.control.caches import caches_of
 from graph_passes.control.interface import KEEP, interface_of
 from graph_passes.inference import facts
-from onnx_gpt.decoder_session import DTYPES
 from onnx_gpt.exporting import interface_unknown, logits_of
+from onnx_gpt.generation.decoder_session import DTYPES
 
 CONTRACT = ("input_ids", "attention_mask", "position_ids", KEEP)
 """Inputs whose names tell what they are (docs/architecture.md)."""

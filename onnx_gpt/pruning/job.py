@@ -26,8 +26,8 @@ from exporter.writing import dtype_of, nbytes, write_checkpoint
 from onnx_gpt._version import __version__
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch, staged
 from onnx_gpt.bundle.writing import REPORT
-from onnx_gpt.calibrating import calibration_windows
 from onnx_gpt.exporting import export
+from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.pruning.perplexity import Score, score, windows_of
 from onnx_gpt.pruning.recipe import PruneRecipe

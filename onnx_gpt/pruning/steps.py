@@ -29,7 +29,7 @@ from exporter.resizing import resized_config
 from exporter.variants import LayerSizes, sizes_of
 from exporter.writing import stored_weights
 from graph_passes import run_pipeline
-from onnx_gpt.calibrating import documents
+from onnx_gpt.optimizing.calibrating import documents
 from onnx_gpt.progress import Progress
 from onnx_gpt.pruning.recipe import MAGNITUDE, PruneRecipe
 from onnx_gpt.pruning.report import ZEROS

@@ -19,7 +19,7 @@ from calibration.quantization.pack import packed_shape
 from calibration.scheme import Grid
 from graph_passes.matching import MICROSOFT, initializer, make
 from onnx_gpt.bundle.writing import MODEL
-from onnx_gpt.decoder_session import DecoderSession, allowed_threads
+from onnx_gpt.generation.decoder_session import DecoderSession, allowed_threads
 
 COLD = 64 << 20
 """Bytes of codes that are gone through before any is needed again: more than caches hold."""

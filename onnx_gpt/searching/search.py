@@ -28,8 +28,8 @@ from exporter.errors import rejected
 from exporter.sources.sample import cache_folder
 from graph_passes import run_pipeline
 from onnx_gpt.bundle.targets import chosen
-from onnx_gpt.calibrating import calibration_windows
 from onnx_gpt.exporting import Exported, export, pipeline_of, require_contract
+from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.parity.prove import evaluation_text
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe

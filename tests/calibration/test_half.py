@@ -24,8 +24,8 @@ from graph_passes import ORT_PIPELINE, run_pipeline
 from graph_passes.lowering.half import HalfTensor, float_values, half
 from graph_passes.lowering.half_simulation import simulate
 from graph_passes.matching import role_of
-from onnx_gpt.calibrating import half_fits
-from onnx_gpt.halving import measured
+from onnx_gpt.optimizing.calibrating import half_fits
+from onnx_gpt.optimizing.halving import measured
 from onnx_gpt.progress import Silent
 from tests.graph_passes.decoders import VARIANTS, VOCAB, canonical, decoder, random_weights
 

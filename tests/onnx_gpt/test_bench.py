@@ -7,8 +7,8 @@ import pytest
 from tiny_decoders import save_bundle
 
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.generator import Generator
-from onnx_gpt.measuring import Spread, bench
+from onnx_gpt.generation.generator import Generator
+from onnx_gpt.generation.measuring import Spread, bench
 
 
 @pytest.mark.parametrize("kind", ["shared", "growing", "none"])

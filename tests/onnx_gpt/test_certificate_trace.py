@@ -25,11 +25,11 @@ from exporter.families import families
 from exporter.onnx_format.reader import read_file, read_graph
 from exporter.weights import Array
 from graph_passes import ORT_PIPELINE, run_pipeline
-from onnx_gpt import building
 from onnx_gpt.bundle.writing import save
 from onnx_gpt.certificate.tracing import Trace, expected_of, trace, trace_file
 from onnx_gpt.certificate.tracing.comparing import tolerance_of
 from onnx_gpt.exporting import export, pipeline_of
+from onnx_gpt.optimizing import building
 from onnx_gpt.progress import Silent
 
 SCHEMES = ("none", "int8", "int4", "w8a8")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from exporter.errors import OnnxGptError
-from onnx_gpt.chat import ChatTemplate, chat_template
+from onnx_gpt.generation.chat import ChatTemplate, chat_template
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from tiny_decoders import CONTEXT, EOS, VOCAB, byte_tokenizer, save_bundle
 
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.generator import Generation, Generator
+from onnx_gpt.generation.generator import Generation, Generator
 
 KINDS = {
     "shared": {"kind": "shared"},

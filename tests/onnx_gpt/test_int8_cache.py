@@ -11,7 +11,7 @@ import pytest
 import onnx_gpt
 from exporter.errors import OnnxGptError
 from onnx_gpt.cli import main
-from onnx_gpt.decoder_session import DecoderSession
+from onnx_gpt.generation.decoder_session import DecoderSession
 from onnx_gpt.report import Parity
 
 PROMPT = "The class statement defines"

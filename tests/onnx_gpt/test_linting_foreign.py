@@ -13,7 +13,7 @@ from tiny_decoders import TEMPLATE
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from web_runtimes import in_node
 
-from onnx_gpt.generator import Generator
+from onnx_gpt.generation.generator import Generator
 from onnx_gpt.linting.linter import lint
 from onnx_gpt.linting.repairing import repair
 

@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 
 import onnx_gpt
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt import building
 from onnx_gpt.bundle.reading import CONTEXT_KEYS
 from onnx_gpt.cli import main
+from onnx_gpt.optimizing import building
 from onnx_gpt.report import Limits, Parity
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ import onnx_gpt
 from exporter import sources
 from onnx_gpt.cli import app
 from onnx_gpt.commands._settings import LIMITS
-from onnx_gpt.pipeline import run
+from onnx_gpt.optimizing.pipeline import run
 from onnx_gpt.progress import Silent
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.recipe_file import FILE, read, recipe_of, toml_text, types

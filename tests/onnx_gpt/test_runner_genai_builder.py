@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_decoders import TEMPLATE, VOCAB, byte_tokenizer
 
-from onnx_gpt.generator import Generator
+from onnx_gpt.generation.generator import Generator
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.sampling import Sampling, choose, distribution, penalised
+from onnx_gpt.generation.sampling import Sampling, choose, distribution, penalised
 
 LOGITS = hnp.arrays(np.float32, st.integers(2, 60), elements=st.floats(-30, 30, width=32))
 NONE = np.array([], np.int64)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tiny_decoders import SPECIAL, byte_tokenizer
 from tokenizers import Tokenizer, decoders, models
 
-from onnx_gpt.streaming import TextStream
+from onnx_gpt.generation.streaming import TextStream
 
 BYTES = byte_tokenizer()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_gpt.decoder_session import SharedCache, Signature, writes_in_place
+from onnx_gpt.generation.decoder_session import SharedCache, Signature, writes_in_place
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.cases import NO_CACHE, Compared, Found, NotRun, Trial
 

@@ -8,7 +8,7 @@ from typing import cast
 from tokenizers import Tokenizer
 
 from exporter.errors import OnnxGptError, rejected
-from onnx_gpt.chat import ChatTemplate, Message
+from onnx_gpt.generation.chat import ChatTemplate, Message
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or a conversation of messages with ``role`` and ``content``."""

@@ -10,7 +10,6 @@ import numpy as np
 
 from exporter.checkpoint import Opened
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.building import Built
 from onnx_gpt.bundle.plan import Plan, folders
 from onnx_gpt.bundle.staging import staged
 from onnx_gpt.bundle.targets import BundleFacts, ModelFile, Target
@@ -18,6 +17,7 @@ from onnx_gpt.bundle.writing import MODEL, REPORT, place
 from onnx_gpt.certificate.job import attest
 from onnx_gpt.certificate.probes import Asked
 from onnx_gpt.exporting import opened_config
+from onnx_gpt.optimizing.building import Built
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.limits import self_limit
 from onnx_gpt.parity.metrics import divergence, log_softmax

@@ -11,8 +11,8 @@ from calibration.scheme import Static
 from calibration.static.calibrated import calibrate
 from calibration.static.qdq import quantize_products, static_sites
 from exporter.checkpoint import Opened
-from onnx_gpt.calibrating import calibration_windows, distributions
 from onnx_gpt.exporting import Exported
+from onnx_gpt.optimizing.calibrating import calibration_windows, distributions
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 
@@ -28,7 +28,7 @@ def quantize_statically(
     """Make the products of a rotated float graph static, in place; what is left is for weight-only quantization.
 
     Args:
-        others: roles that are to be static too, their inputs rounded token by token (`onnx_gpt.channels`).
+        others: roles that are to be static too, their inputs rounded token by token (`onnx_gpt.optimizing.channels`).
         folder: made for what is kept until the model has been written.
 
     Returns:

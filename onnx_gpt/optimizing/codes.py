@@ -10,8 +10,8 @@ from calibration.quantization.calibrated import calibrate
 from calibration.quantization.weight_only import Coders
 from calibration.scheme import Gptq
 from exporter.checkpoint import Opened
-from onnx_gpt.calibrating import calibration_windows
 from onnx_gpt.exporting import Exported
+from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.parity.prove import evaluation_text
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import GPTQ_WINDOWS, Recipe

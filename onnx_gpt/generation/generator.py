@@ -21,10 +21,10 @@ import numpy as np
 
 from exporter.errors import Exit, OnnxGptError, rejected
 from onnx_gpt.bundle.reading import read_bundle
-from onnx_gpt.decoder_session import Array, DecoderSession
-from onnx_gpt.prompt import Prompt, encode, require_fitting, require_known, tokenizer_missing
-from onnx_gpt.sampling import Sampling, choose
-from onnx_gpt.streaming import TextStream
+from onnx_gpt.generation.decoder_session import Array, DecoderSession
+from onnx_gpt.generation.prompt import Prompt, encode, require_fitting, require_known, tokenizer_missing
+from onnx_gpt.generation.sampling import Sampling, choose
+from onnx_gpt.generation.streaming import TextStream
 
 FinishReason = Literal["eos", "stop", "length"]
 
@@ -115,7 +115,7 @@ class Generator:
         Args:
             prompt: text, token ids, or messages for the chat template.
             max_new_tokens: fewer where the context ends before.
-            temperature, top_k, top_p, repetition_penalty: see `onnx_gpt.sampling.Sampling`.
+            temperature, top_k, top_p, repetition_penalty: see `onnx_gpt.generation.sampling.Sampling`.
             seed: the same seed gives the same tokens; None for a new one each time.
             stop: the text ends before any of these.
 

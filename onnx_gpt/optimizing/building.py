@@ -28,15 +28,15 @@ from onnx_gpt.bundle.decoder_facts import DecoderFacts, decoder_facts
 from onnx_gpt.bundle.plan import Build
 from onnx_gpt.bundle.runtime import require_runs
 from onnx_gpt.bundle.writing import nbytes, save
-from onnx_gpt.calibrating import cache_ranges, calibration_windows
-from onnx_gpt.channels import Channels, channels_of
-from onnx_gpt.codes import choose_codes
 from onnx_gpt.exporting import Exported, Transform, export, pipeline_of, require_contract
-from onnx_gpt.halving import HalfPlan, plan_half
+from onnx_gpt.optimizing.calibrating import cache_ranges, calibration_windows
+from onnx_gpt.optimizing.channels import Channels, channels_of
+from onnx_gpt.optimizing.codes import choose_codes
+from onnx_gpt.optimizing.halving import HalfPlan, plan_half
+from onnx_gpt.optimizing.static_int8 import quantize_statically
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.report import GraphFacts, ModelFacts, PassFacts
-from onnx_gpt.static_int8 import quantize_statically
 
 DYNAMIC = "8 bits by channel, inputs 8 bits by token"
 """What a report calls the format of `calibration.dynamic`."""

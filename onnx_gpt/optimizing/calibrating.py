@@ -21,8 +21,8 @@ from calibration.statistics.half_range import HalfFit, HalfRange
 from calibration.statistics.histogram import Distribution, Histogram
 from exporter.checkpoint import Opened
 from onnx_gpt.bundle.writing import MODEL, save
-from onnx_gpt.chat import chat_template
 from onnx_gpt.exporting import Exported
+from onnx_gpt.generation.chat import chat_template
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.text import calibration_text
 from onnx_gpt.progress import Progress

@@ -15,14 +15,14 @@ from typing import Any
 from exporter import sources
 from exporter.checkpoint import Opened
 from onnx_gpt._version import __version__
-from onnx_gpt.building import Built, build, write
 from onnx_gpt.bundle.plan import Build, Plan, plan
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch
 from onnx_gpt.bundle.writing import MODEL
 from onnx_gpt.certificate.probes import Asked, ask
+from onnx_gpt.optimizing.building import Built, build, write
+from onnx_gpt.optimizing.publishing import bundle_facts, publish
 from onnx_gpt.parity.prove import evaluation_text, prove_against, reference_of, require_passed
 from onnx_gpt.progress import Progress, Silent
-from onnx_gpt.publishing import bundle_facts, publish
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.recipe_file import SEARCHED, recipe_of, toml_text
 from onnx_gpt.report import SCHEMA, ModelFacts, Report, SourceFacts, Stages

@@ -15,8 +15,8 @@ from exporter.checkpoint import Opened
 from graph_passes.lowering.half import float_values, half
 from graph_passes.lowering.half_simulation import simulate
 from graph_passes.matching import role_of
-from onnx_gpt.calibrating import calibration_windows, half_fits, runnable
 from onnx_gpt.exporting import Exported
+from onnx_gpt.optimizing.calibrating import calibration_windows, half_fits, runnable
 from onnx_gpt.parity.metrics import divergence, log_softmax
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe

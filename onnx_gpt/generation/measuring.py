@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.generator import Generator
+from onnx_gpt.generation.generator import Generator
 from onnx_gpt.report import peak_rss_bytes
 
 T = TypeVar("T")

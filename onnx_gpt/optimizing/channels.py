@@ -19,8 +19,8 @@ from exporter.decoder import Decoder
 from exporter.errors import unsupported
 from exporter.weights import Weight
 from graph_passes import run_pipeline
-from onnx_gpt.calibrating import calibration_windows
 from onnx_gpt.exporting import Exported, Transform, export, pipeline_of
+from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.parity.prove import evaluation_text
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
