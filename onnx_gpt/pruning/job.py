@@ -32,7 +32,9 @@ from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.pruning.perplexity import Score, score, windows_of
 from onnx_gpt.pruning.recipe import PruneRecipe
 from onnx_gpt.pruning.report import Counted, PruneReport, counts_of, side
-from onnx_gpt.pruning.steps import Pruned, pruned
+from onnx_gpt.pruning.structures import without_structures
+from onnx_gpt.pruning.task import Pruned, Task
+from onnx_gpt.pruning.zeros import with_zeros
 from onnx_gpt.report import Stages
 
 
@@ -90,7 +92,8 @@ def run(source: str, out: Path, recipe: PruneRecipe, progress: Progress) -> Prun
             before = score(opened, held_out, origin, folder / "before", progress)
             size_before = counts_of(_floats(opened), dtype)
         tokens = None if calibration is None else calibration.tokens
-        made = pruned(opened, described, recipe, tokens, folder, stages, progress)
+        task = Task(opened, described, recipe, tokens, folder, stages, progress)
+        made = with_zeros(task) if recipe.structured is None else without_structures(task)
         require_space(out, nbytes(made.checkpoint, dtype))
         with staged(out) as stage:
             with stages.stage("write"):

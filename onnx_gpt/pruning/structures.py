@@ -1,0 +1,145 @@
+"""Layers, heads, neurons and tokens go; shapes shrink, and what is left is fitted to what was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from calibration.data.documents import files_of
+from calibration.data.windows import Encoder
+from calibration.pruning.model import Described
+from calibration.pruning.sensitivity import ffn_sizes
+from calibration.pruning.sparsity import invalid
+from calibration.pruning.structure import magnitude
+from calibration.pruning.structure.dropping import dropped
+from calibration.pruning.structure.narrowing import ATTENTION, narrowed, units_of
+from calibration.pruning.structure.vocabulary import (
+    Kept,
+    kept_tokens,
+    remapped,
+    remapped_ids,
+    with_vocabulary,
+)
+from exporter.checkpoint import Checkpoint
+from exporter.errors import unsupported
+from exporter.families import describe
+from exporter.resizing import resized_config
+from exporter.variants import LayerSizes, sizes_of
+from exporter.writing import stored_weights
+from onnx_gpt.optimizing.calibrating import documents
+from onnx_gpt.pruning.recipe import MAGNITUDE, PruneRecipe
+from onnx_gpt.pruning.task import Pruned, Task
+
+WIDE, MULTIPLE, NARROW_MULTIPLE = 512, 64, 8
+"""Feed-forwards and vocabularies of `WIDE` and more keep to multiples of `MULTIPLE`, which kernels like; smaller
+ones to 8."""
+
+
+def without_structures(task: Task) -> Pruned:
+    """The checkpoint without what the recipe takes out: whole layers first, then heads and neurons of what is left,
+    tokens last."""
+    wanted, model, opened = task.recipe.structures, task.model, task.opened
+    facts: dict[str, object] = {}
+    kept = list(range(len(model.decoder.layers)))
+    if wanted.layers:
+        gone = _dropped(task)
+        facts["dropped"] = tuple(sorted(gone))
+        kept = [i for i in kept if i not in gone]
+        model = model.without(gone)
+    if wanted.narrows or wanted.layers:
+        sizes = _sizes(task, model)
+        with task.stages.stage("fit"):
+            if task.recipe.resolved_method == MAGNITUDE or task.tokens is None:
+                model = magnitude.narrowed(model, sizes)
+            else:
+                model = narrowed(task.model, kept, sizes, task.tokens, task.folder, task.progress.advance)
+        facts["layers"] = tuple(sizes)
+    if wanted.vocab:
+        with task.stages.stage("vocabulary"):
+            left = _used(opened, task.recipe)
+            model = with_vocabulary(model, left)
+            opened = dataclasses.replace(
+                opened, files=remapped(opened.files, left), config=remapped_ids(opened.config, left)
+            )
+        facts["vocabulary"] = len(left.ids)
+    final = [sizes_of(layer) for layer in model.decoder.layers]
+    config = resized_config(opened, final, kept=kept, vocab=model.decoder.vocab_size)
+    shaped = dataclasses.replace(opened, config=config)
+    return Pruned(dataclasses.replace(shaped, weights=stored_weights(describe(shaped), model.weights)), facts)
+
+
+def _dropped(task: Task) -> list[int]:
+    wanted, have = task.recipe.structures.layers, len(task.model.decoder.layers)
+    count = round(wanted) if wanted >= 1 else max(1, round(wanted * have))
+    if not 0 < count < have:
+        raise invalid(f"{count} of {have} layers cannot go", "ask for fewer, or for a larger share")
+    with task.stages.stage("layers"):
+        chain = task.chain(task.model, task.runner(), task.recipe.probe)
+        return dropped(chain, count, task.progress.advance)
+
+
+def _sizes(task: Task, model: Described) -> list[LayerSizes]:
+    """The sizes of all layers: as many heads of each, feed-forwards by the search or as much of each."""
+    wanted, layers = task.recipe.structures, model.decoder.layers
+    sizes = [_with_heads(sizes_of(layer), units_of(layer, ATTENTION)[0], wanted.heads) for layer in layers]
+    if not wanted.ffn:
+        return sizes
+    multiple = _multiple(sizes[0].ffn)
+    if task.recipe.searches:
+        found = _searched(task, model, multiple)
+    else:
+        found = [max(1, round((1 - wanted.ffn) * size.ffn / multiple)) * multiple for size in sizes]
+    return [size.model_copy(update={"ffn": ffn}) for size, ffn in zip(sizes, found, strict=True)]
+
+
+def _searched(task: Task, model: Described, multiple: int) -> Sequence[int]:
+    """Neurons of each layer: damage is measured on some windows, with neurons fitted on the others."""
+    assert task.tokens is not None
+    with task.stages.stage("search"):
+        runner = task.runner()
+        apart = min(task.recipe.probe, len(task.tokens) // 2)
+        return ffn_sizes(
+            model,
+            task.chain(model, runner, apart),
+            runner,
+            task.tokens[apart:],
+            task.recipe.structures.ffn,
+            multiple,
+            task.folder / "probe",
+            task.progress.advance,
+        )
+
+
+def _with_heads(size: LayerSizes, units: int, share: float) -> LayerSizes:
+    gone = round(share * units)
+    if share and not 0 < gone < units:
+        raise invalid(
+            f"{share:g} of {units} heads, or groups that share keys and values, is {gone}",
+            f"ask for a share of {1 / units:.2f} or more that leaves one",
+        )
+    left = units - gone
+    if size.kv_heads == 1:
+        return size.model_copy(update={"heads": left})
+    return size.model_copy(update={"heads": size.heads // units * left, "kv_heads": left})
+
+
+def _multiple(size: int) -> int:
+    return MULTIPLE if size >= WIDE else NARROW_MULTIPLE
+
+
+def _used(opened: Checkpoint, recipe: PruneRecipe) -> Kept:
+    """The tokens of the whole calibration text, and those that they need."""
+    assert recipe.calibration is not None
+    if "tokenizer.json" not in opened.files:
+        raise unsupported(
+            "vocabulary-unknown", "the model has no tokenizer.json", "drop vocab from --structured"
+        )
+    tokenizer, vocab_size = opened.files["tokenizer.json"], describe(opened).vocab_size
+    encoder = Encoder(tokenizer, vocab_size)
+    used = set(encoder.prefix)
+    for document in documents(opened, files_of(recipe.calibration)):
+        for ids in encoder.encode(document):
+            used.update(np.unique(ids).tolist())
+    return kept_tokens(tokenizer, opened.config, sorted(used), vocab_size, _multiple(vocab_size))
