@@ -24,9 +24,31 @@ CONTEXT, STEPS = 64, 4
 
 
 def ratio(bundle: Path, other: Path, rounds: int) -> dict[str, Any]:
-    """How many times as fast as the other a bundle decodes; the mean of both orders of loading, which matters."""
+    """How many times as fast as the other a bundle decodes; the mean of both orders of loading, which matters.
+
+    ``same``: whether both run the same operators on weights of the same dims, so that the ratio is noise.
+    """
     first, second = in_turn(bundle, other, rounds), 1 / in_turn(other, bundle, rounds)
-    return {"ratio": round(math.sqrt(first * second), 3), "orders": [round(first, 3), round(second, 3)]}
+    return {
+        "ratio": round(math.sqrt(first * second), 3),
+        "orders": [round(first, 3), round(second, 3)],
+        "same": kernels(bundle) == kernels(other),
+    }
+
+
+def kernels(bundle: Path) -> collections.Counter[Any]:
+    """Operators, each with the dims of its weights, by how many there are; bodies of functions too."""
+    model = ir.load(bundle / "model.onnx")
+    bodies = [model.graph, *model.functions.values()]
+    return collections.Counter(
+        (
+            node.domain,
+            node.op_type,
+            tuple(str(v.shape) for v in node.inputs if v is not None and v.const_value is not None),
+        )
+        for body in bodies
+        for node in body
+    )
 
 
 def in_turn(bundle: Path, other: Path, rounds: int) -> float:

@@ -62,8 +62,10 @@ def resized_config(
     config = variants.ordinary_config(checkpoint.config)
     config[_required(checkpoint, "layers")] = len(layers)
     config[_required(checkpoint, "vocab")] = vocab or before.vocab_size
-    if "layer_types" in family_of(checkpoint).Config.model_fields and len(layers) < len(before.layers):
-        config["layer_types"] = [_type(layer) for layer in layers]
+    if len(layers) < len(before.layers):
+        keys = family_of(checkpoint).Config.model_fields
+        said = [_kind(layer) for layer in layers]
+        config |= {key: [of[key] for of in said] for key in said[0].keys() & keys}
     config[_required(checkpoint, "ffn")] = max(size.ffn for size in sizes)
     whole = _with_heads(checkpoint, config, sizes)
     described = describe(dataclasses.replace(checkpoint, config=whole))
@@ -94,8 +96,13 @@ def _with_heads(
     return said if same else config
 
 
-def _type(layer: Layer) -> str:
-    return "full_attention" if layer.attention.window is None else "sliding_attention"
+def _kind(layer: Layer) -> dict[str, Any]:
+    """What configurations say of each layer by its number, where families have layers of several kinds."""
+    attention = layer.attention
+    return {
+        "layer_types": "full_attention" if attention.window is None else "sliding_attention",
+        "no_rope_layers": int(attention.rope is not None),
+    }
 
 
 def _required(checkpoint: Checkpoint, size: str) -> str:

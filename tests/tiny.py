@@ -95,6 +95,15 @@ SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         }
     },
+    "smollm3": {
+        "some_rotate": {"no_rope_layers": [0, 1]},
+        "windows": {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
+    },
+    "gemma2": {
+        "uncapped": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        "capped": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        "layer_types": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+    },
     "gemma3": {
         "softcap": {"final_logit_softcapping": 3.0},
         "layer_types": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},

@@ -1,0 +1,100 @@
+"""What the generations of Gemma share: norms around all blocks, which store γ and use 1 + γ, and scaled embeddings.
+
+Embeddings are multiplied by √E; transformers rounds that factor to the dtype it runs in, so in float32 it is √E itself,
+whatever the checkpoint was stored as.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from exporter.config import Epsilon, HeadsConfig, LayerType, Positive, Size
+from exporter.decoder import Attention, Decoder, Layer, Linear, Norm, Part, Rope
+from exporter.families._blocks import ACTIVATIONS, gated_ffn, linear, rms_norm
+
+
+class GemmaConfig(HeadsConfig):
+    """Keys that they spell alike."""
+
+    num_key_value_heads: Size | None = 4
+    head_dim: Size | None = 256
+    hidden_activation: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
+    rms_norm_eps: Epsilon = 1e-6
+    attention_bias: bool = False
+    tie_word_embeddings: bool = True
+    query_pre_attn_scalar: Positive = 256
+    use_bidirectional_attention: Literal[False] | None = None
+    sliding_window: Size | None = 4096
+    layer_types: list[LayerType] | None = None
+
+
+def gemma_decoder(
+    family: str,
+    config: GemmaConfig,
+    ropes: Sequence[Rope],
+    windows: Sequence[int | None],
+    *,
+    qk_norm: bool = False,
+    softcap: float | None = None,
+    logit_softcap: float | None = None,
+) -> Decoder:
+    """A whole model.
+
+    Args:
+        ropes, windows: of each layer.
+        qk_norm: RMSNorm over each head of q and k.
+        softcap, logit_softcap: of scores and of logits; None for none.
+    """
+    hidden, size = config.hidden_size, config.head_size
+    heads, kv_heads = config.num_attention_heads, config.kv_heads
+    embedding = Part("model.embed_tokens.weight", (config.vocab_size, hidden))
+
+    def norm(name: str, channels: int = hidden) -> Norm:
+        return rms_norm(name, channels, config.rms_norm_eps, plus=1.0)
+
+    def layer(at: str, rope: Rope, window: int | None) -> Layer:
+        attn, bias = f"{at}.self_attn", config.attention_bias
+        return Layer(
+            attention=Attention(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=size,
+                q=linear(f"{attn}.q_proj", heads * size, hidden, bias=bias),
+                k=linear(f"{attn}.k_proj", kv_heads * size, hidden, bias=bias),
+                v=linear(f"{attn}.v_proj", kv_heads * size, hidden, bias=bias),
+                o=linear(f"{attn}.o_proj", hidden, heads * size, bias=bias),
+                scale=config.query_pre_attn_scalar**-0.5,
+                rope=rope,
+                window=window,
+                softcap=softcap or 0.0,
+                q_norm=norm(f"{attn}.q_norm", size) if qk_norm else None,
+                k_norm=norm(f"{attn}.k_norm", size) if qk_norm else None,
+            ),
+            ffn=gated_ffn(
+                f"{at}.mlp", hidden, config.intermediate_size, ACTIVATIONS[config.hidden_activation]
+            ),
+            attention_norm=norm(f"{at}.input_layernorm"),
+            attention_post_norm=norm(f"{at}.post_attention_layernorm"),
+            ffn_norm=norm(f"{at}.pre_feedforward_layernorm"),
+            ffn_post_norm=norm(f"{at}.post_feedforward_layernorm"),
+        )
+
+    return Decoder(
+        family=family,
+        vocab_size=config.vocab_size,
+        hidden_size=hidden,
+        context_length=config.max_position_embeddings,
+        embedding=embedding,
+        embedding_scale=math.sqrt(hidden),
+        layers=tuple(
+            layer(f"model.layers.{i}", rope, window)
+            for i, (rope, window) in enumerate(zip(ropes, windows, strict=True))
+        ),
+        norm=norm("model.norm"),
+        head=Linear(
+            embedding if config.tie_word_embeddings else Part("lm_head.weight", (config.vocab_size, hidden))
+        ),
+        logit_softcap=logit_softcap or 0.0,
+    )
