@@ -152,6 +152,11 @@ OURS_INT4_CALIBRATED_PERMUTED = ours("onnx-gpt int4 calibrated (permuted)", PERM
 OURS_INT4_90MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, 8-bit v (permuted)", PERMUTED, *CALIBRATED, "--mixed", WIDE_V
 )
+OURS_INT4_FAST_PERMUTED = ours(
+    "onnx-gpt int4 calibrated, 4-bit table (permuted)",
+    PERMUTED,
+    *("--quantize", "int4", "--method", "gptq", "--block-size", "64"),
+)
 OURS_INT4_100MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, blocks of 32, 8-bit v and down (permuted)",
     PERMUTED,
@@ -159,6 +164,9 @@ OURS_INT4_100MB_PERMUTED = ours(
 )
 OURS_W8A8 = ours("onnx-gpt w8a8", SMOLLM2, "--quantize", "w8a8")
 OURS_W8A8_PERMUTED = ours("onnx-gpt w8a8 (permuted)", PERMUTED, "--quantize", "w8a8")
+BY_TOKEN = ("--quantize", "w8a8", "--block-size", "512")
+OURS_W8A8_TOKEN = ours("onnx-gpt w8a8, down by token", SMOLLM2, *BY_TOKEN)
+OURS_W8A8_TOKEN_PERMUTED = ours("onnx-gpt w8a8, down by token (permuted)", PERMUTED, *BY_TOKEN)
 OURS_KEEP = ours("onnx-gpt GGUF kept", GGUF, "--quantize", "keep")
 
 GENAI_INT4 = made_by("genai builder int4", SMOLLM2, "genai_builder", "genai")

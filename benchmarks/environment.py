@@ -20,6 +20,10 @@ from benchmarks.paths import ENVIRONMENTS, REQUIREMENTS
 NO_DEPS = ".no-deps.txt"
 
 
+class NotHereError(RuntimeError):
+    """A runtime is not installed on this machine."""
+
+
 def python_of(name: str) -> Path:
     """The interpreter of a peer's environment, made if it is missing or its requirements have changed."""
     folder = ENVIRONMENTS / name

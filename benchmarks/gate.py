@@ -6,9 +6,10 @@
 (`onnx_gpt.validate` against the checkpoint), and two written after what the peers' own code does. Optimum's exporter
 runs one token after a random past of 16, for 2 rows, and holds logits and presents against PyTorch with `np.allclose`
 at `atol=1e-5`; a difference is a warning. Olive's OnnxDiscrepancyCheck runs one prefill with dummy tokens and an empty
-cache and counts logits that differ by more than 0.01. `alarms` runs the same gates on models without a fault: every
-family, float, int8 and int4, several seeds, one and two threads. `time` is the whole of `validate` for SmolLM2 at int4
-against PyTorch.
+cache and counts logits that differ by more than 0.01. `alarms` asks them about models without a fault: every family,
+float, int8 and int4, several seeds, one and two threads. Then, in a table of its own, our gate alone is asked about
+whole jobs, every family for every other scheme and target: by `optimize` itself, then by `validate` with one and two
+threads. `time` is the whole of `validate` for SmolLM2 at int4 against PyTorch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,32 @@ CONTEXT = 64
 OPTIMUM_ATOL, OPTIMUM_ROWS, OPTIMUM_PAST = 1e-5, 2, 16
 OLIVE_DIFFERENCE, OLIVE_TOKENS = 1e-2, 16
 SCHEMES = ("none", "int8", "int4")
-WANTED, SECONDS = 30, 90.0
+JOBS: Mapping[str, Mapping[str, str]] = {
+    "w8a8": {"quantize": "w8a8"},
+    "w8a8, rounded": {"quantize": "w8a8", "method": "rtn"},
+    "dynamic8": {"quantize": "dynamic8"},
+    "int4, gptq": {"quantize": "int4", "method": "gptq"},
+    "int4, awq": {"quantize": "int4", "method": "awq"},
+    "int4, bias": {"quantize": "int4", "method": "bias"},
+    "int8, int8 cache": {"quantize": "int8", "kv_cache": "int8"},
+    "none, int8 cache": {"kv_cache": "int8"},
+    "fp16": {"quantize": "fp16"},
+    "q4f16": {"quantize": "q4f16"},
+    "genai, int4": {"target": "genai", "quantize": "int4"},
+    "mobile, int8": {"target": "mobile", "quantize": "int8"},
+    "openvino, none": {"target": "openvino"},
+    "openvino, int4": {"target": "openvino", "quantize": "int4"},
+    "optimum, none": {"target": "optimum"},
+    "optimum, int8": {"target": "optimum", "quantize": "int8"},
+    "web": {"target": "web"},
+}
+"""Settings of jobs by what the table calls them."""
+REFUSALS = ("nothing-to-correct", "target-unsupported", "half-unsupported")
+"""What a job may say of a family that it cannot be done for."""
+READS_TEXT = ("w8a8", "gptq", "awq", "bias", "cache", "16", "web")
+SECONDS = 90.0
+JOB_SEEDS = 1
+"""Seeds that jobs are done for at most: there are many of them."""
 
 
 def main() -> int:
@@ -57,6 +83,11 @@ def main() -> int:
         document["false alarms"] = {gate: sum(row[gate] for row in tables["alarms"]) for gate in GATES}
         failed |= bool(document["false alarms"]["onnx-gpt"])
         say(f"false alarms of {document['models']}: {document['false alarms']}")
+        tables["jobs"] = list(jobs(named, min(chosen.seeds, JOB_SEEDS)))
+        document["job models"] = sum(row["models"] for row in tables["jobs"])
+        document["job alarms"] = sum(row["alarms"] for row in tables["jobs"])
+        failed |= bool(document["job alarms"])
+        say(f"false alarms of {document['job models']} models of jobs: {document['job alarms']}")
     if "time" in wanted:
         tables["time"] = [timed()]
         failed |= tables["time"][0]["seconds"] > SECONDS
@@ -111,6 +142,62 @@ def alarms(named: Callable[[str], bool], seeds: int) -> Iterator[Row]:
             yield row
 
 
+def jobs(named: Callable[[str], bool], seeds: int) -> Iterator[Row]:
+    """False alarms of whole jobs, by what they were asked for."""
+    from exporter.errors import OnnxGptError
+    from exporter.families import families
+    from exporter.writing import write_checkpoint
+    from tests.tiny import tiny
+
+    for name, settings in JOBS.items():
+        row: Row = {"job": name, "models": 0, "refused": 0, "alarms": 0}
+        for family in filter(named, sorted(families())):
+            for seed in range(seeds):
+                with tempfile.TemporaryDirectory(prefix="gate-") as folder:
+                    source = Path(folder) / "source"
+                    source.mkdir()
+                    checkpoint = tiny(family, seed)
+                    write_checkpoint(source, checkpoint)
+                    try:
+                        alarms_of = list(_job_alarms(name, settings, source, Path(folder)))
+                    except OnnxGptError as error:
+                        if error.code not in REFUSALS:
+                            raise
+                        row["refused"] += 1
+                        continue
+                row["models"] += len(alarms_of)
+                row["alarms"] += sum(map(bool, alarms_of))
+                for why in filter(None, alarms_of):
+                    say(f"FALSE ALARM {family} {name} seed {seed}: {why}")
+        say(f"{row}")
+        yield row
+
+
+def _job_alarms(name: str, settings: Mapping[str, str], source: Path, folder: Path) -> Iterator[str]:
+    """Why `optimize` or `validate` says that a model of a job is not its source; empty where neither does."""
+    from exporter.errors import OnnxGptError
+    from onnx_gpt import optimize
+
+    text = folder / "text.npy"
+    np.save(text, np.random.default_rng(2).integers(0, 131, 2048))
+    reads = {"calibration": text} if any(part in name for part in READS_TEXT) else {}
+    bundle = folder / "bundle"
+    try:
+        optimize(str(source), bundle, tokens=TOKENS, verify=False, **settings, **reads)
+    except OnnxGptError as error:
+        if error.code not in ("parity-failed", "weights-untrue"):
+            raise
+        yield "; ".join([error.cause, *error.details])
+        return
+    models = sorted(bundle.rglob("*.onnx"))
+    if not models:  # what only the runtime of a phone opens, `optimize` has proven and compared
+        yield ""
+    for model in models:
+        for threads in (1, 2):
+            refused, why = ours(model, source, threads)
+            yield why if refused else ""
+
+
 def healthy(checkpoint: Any, scheme: str) -> Any:
     """A model as it should be."""
     from calibration.quantization.weight_only import quantize_weights
@@ -159,7 +246,7 @@ def judged(bundle: Path, source: Path, threads: int = 0) -> tuple[dict[str, bool
 
 
 def ours(bundle: Path, source: Path, threads: int) -> tuple[bool, str]:
-    """What `validate` says."""
+    """What `validate` says of a bundle's folder or a model in it."""
     from exporter.errors import OnnxGptError
     from onnx_gpt.validation import validate
 

@@ -4,6 +4,8 @@
 
 fp32: SmolLM2-135M from safetensors, against mobius. int4: a Llama of 1.07 B parameters from two bf16 shards,
 against the genai builder. Start-up and imports count; parity (`--no-parity`) does not: the peers have none.
+What no peer does the same way is measured alone: calibrating SmolLM2 on 128 windows of 512 tokens, and every scheme
+on a GPT-2 of 124 M parameters (random weights).
 """
 
 from __future__ import annotations
@@ -13,22 +15,27 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from benchmarks.contenders import Command, optimize, peer
 from benchmarks.measure import Child, Row, fresh, interleave, median, parser, publish, run, size_of
-from benchmarks.paths import CACHE, LLAMA_1B, SMOLLM2
+from benchmarks.paths import CACHE, GPT2, LLAMA_1B, SMOLLM2
 
 OUT = CACHE / "made"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One artifact, made by us and by a peer."""
+    """One artifact, made by us and, where there is one, by a peer."""
 
     name: str
     ours: Callable[[], Command]
-    peer_name: str
-    peer: Callable[[], Command]
+    peer_name: str = ""
+    peer: Callable[[], Command] | None = None
+
+
+def alone(source: Path, name: str, *options: str) -> Job:
+    return Job(f"{name} {' '.join(options)}", lambda: optimize(source, OUT, "--no-parity", *options))
 
 
 JOBS = (
@@ -44,6 +51,20 @@ JOBS = (
         "genai builder int4",
         lambda: [*peer("genai_builder", "genai")(), "make", LLAMA_1B, OUT],
     ),
+    *(
+        alone(
+            SMOLLM2, "SmolLM2-135M,", "--quantize", scheme, "--method", "gptq", "--calibration-windows", "128"
+        )
+        for scheme in ("int4", "w8a8")
+    ),
+    *(
+        alone(GPT2, "GPT-2 124M,", "--quantize", *options.split())
+        for options in (
+            *("none", "int8", "int4", "int4 --method gptq", "int8 --method gptq", "int4 --method awq"),
+            *("int4 --method bias", "int4 --method gptq --mixed attention.v=8,ffn.down=8/128", "w8a8"),
+            *("w8a8 --method rtn", "dynamic8", "fp16", "q4f16", "none --kv-cache int8"),
+        )
+    ),
 )
 
 
@@ -53,7 +74,7 @@ def main() -> int:
     options.add_argument("--only", default="", help="the job whose name has this in it")
     chosen = options.parse_args()
     # A child, because making the models takes memory: see measure.py.
-    run([sys.executable, "-m", "benchmarks.models", "smollm2", "llama-1b"])
+    run([sys.executable, "-m", "benchmarks.models", "smollm2", "llama-1b", "gpt2"])
     rows: list[Row] = []
     failed: dict[str, str] = {}
     for job in (job for job in JOBS if chosen.only in job.name):
@@ -65,7 +86,9 @@ def main() -> int:
 
 def measure(job: Job, rounds: int) -> tuple[list[Row], dict[str, str]]:
     """A row of medians for us and for the peer, and what failed. Ratios are over the peer's."""
-    commands = {"onnx-gpt": job.ours(), job.peer_name: job.peer()}
+    commands = {"onnx-gpt": job.ours()}
+    if job.peer is not None:
+        commands[job.peer_name] = job.peer()
     sizes: dict[str, int] = {}
 
     def sample(name: str) -> Child:
@@ -82,6 +105,7 @@ def measure(job: Job, rounds: int) -> tuple[list[Row], dict[str, str]]:
             "job": job.name,
             "by": name,
             "seconds": seconds(runs),
+            "CPU seconds": median([run.cpu_seconds for run in runs]),
             "× time": seconds(runs) / seconds(theirs) if theirs else None,
             "peak RSS MB": peak(runs) / 1e6,
             "× memory": peak(runs) / peak(theirs) if theirs else None,

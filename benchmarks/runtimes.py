@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import python_of
+from benchmarks import transformers_js
+from benchmarks.environment import NotHereError, python_of
 from benchmarks.measure import ROOT, environment, median
-
-
-class NotHereError(RuntimeError):
-    """A runtime is not installed on this machine."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,12 @@ class Answer:
     Attributes:
         tokens: greedy, up to the end of text where the runtime knows of one.
         step: seconds of a decode step; None where the runtime does not let us see it.
+        first: seconds of the prompt, the first thing that the runtime does with the bundle.
     """
 
     tokens: list[int]
     step: float | None
+    first: float | None = None
 
 
 Generate = Callable[[Path, Sequence[int], int], Answer]
@@ -75,7 +74,8 @@ def by_hand(open_step: Callable[[Path], Any]) -> Callable[[str], Generate]:
                 taken.append(time.perf_counter() - start)
                 return outputs
 
-            return Answer(greedy(timed, pasts, prompt, count), median(taken[1:]))
+            tokens = greedy(timed, pasts, prompt, count)
+            return Answer(tokens, median(taken[1:]), taken[0])
 
         return generate
 
@@ -86,6 +86,13 @@ def onnxruntime(path: Path) -> Any:
     from tests.onnx_gpt.device_runtimes import ort_step
 
     return ort_step(path)
+
+
+def model_package(path: Path) -> Any:
+    """The package whose CPU variant has its graph at ``path``."""
+    from tests.onnx_gpt.device_runtimes import package_step
+
+    return package_step(path.parent.parent)
 
 
 def openvino(path: Path) -> Any:
@@ -110,8 +117,8 @@ def genai(_: str) -> Generate:
             raise NotHereError("onnxruntime-genai is not installed") from error
         ticks: list[float] = []
         tokens = genai_greedy(bundle, prompt, count, lambda: ticks.append(time.perf_counter()))
-        steps = [after - before for before, after in itertools.pairwise(ticks)]
-        return Answer(tokens, median(steps) if steps else None)
+        first, *steps = [after - before for before, after in itertools.pairwise(ticks)]
+        return Answer(tokens, median(steps) if steps else None, first)
 
     return generate
 
@@ -120,15 +127,8 @@ def node(dtype: str) -> Generate:
     """transformers.js in Node; its steps are not timed."""
 
     def generate(bundle: Path, prompt: Sequence[int], count: int) -> Answer:
-        import pytest
-
-        from tests.onnx_gpt.web_runtimes import in_node
-
         call = {"dtype": dtype, "prompt": list(prompt), "max_new_tokens": count}
-        try:
-            return Answer(in_node(bundle, [call])[0]["ids"], None)
-        except pytest.skip.Exception as error:
-            raise NotHereError(str(error)) from error
+        return Answer(transformers_js.in_node(bundle, [call])[0]["ids"], None)
 
     return generate
 
@@ -148,7 +148,7 @@ def optimum(_: str) -> Generate:
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(answer["error"])
-        return Answer(answer["tokens"], answer["seconds"])
+        return Answer(answer["tokens"], answer["seconds"], answer["first"])
 
     return generate
 
@@ -186,6 +186,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         quantized=False,
     ),
     "mobile": _one("mobile:model", by_hand(onnxruntime), path="model.ort", graph="ort"),
+    "model-package": _one("model-package", by_hand(model_package), path="cpu/model.onnx"),
     "openvino": _one("openvino", by_hand(openvino)),
     "optimum": _one("optimum", optimum),
 }

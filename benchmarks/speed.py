@@ -18,7 +18,8 @@ from benchmarks.paths import SMOLLM2
 
 CONTENDERS = (
     *(c.OURS_INT4, c.OURS_INT4_WIDE, c.OURS_INT4_LARGE, c.OURS_INT4_90MB_PERMUTED),
-    *(c.OURS_INT8, c.OURS_W8A8, c.OURS_KEEP, c.OURS_FLOAT),
+    c.OURS_INT4_FAST_PERMUTED,
+    *(c.OURS_INT8, c.OURS_W8A8, c.OURS_W8A8_TOKEN, c.OURS_KEEP, c.OURS_FLOAT),
     *(c.GENAI_INT4, c.GENAI_INT4_PRUNED, c.LLAMA_CPP, c.OPENVINO_INT8),
     *(c.MOBIUS_FLOAT, c.MOBIUS_KEEP, c.ORT_DYNAMIC),
 )
@@ -30,6 +31,12 @@ RATIOS = (
     ("decode: onnx-gpt int4, blocks of 64 / genai builder int4", DECODE, c.OURS_INT4_LARGE, c.GENAI_INT4),
     ("decode: onnx-gpt int4, blocks of 64 / llama.cpp Q4_1", DECODE, c.OURS_INT4_LARGE, c.LLAMA_CPP),
     ("decode: onnx-gpt int4 of 90 MB / genai builder int4", DECODE, c.OURS_INT4_90MB_PERMUTED, c.GENAI_INT4),
+    (
+        "decode: onnx-gpt int4, 4-bit table / genai builder int4",
+        DECODE,
+        c.OURS_INT4_FAST_PERMUTED,
+        c.GENAI_INT4,
+    ),
     ("prefill: onnx-gpt int8 / genai builder int4", PREFILL, c.OURS_INT8, c.GENAI_INT4),
     ("prefill: onnx-gpt int8 / genai builder int4, last logits", PREFILL, c.OURS_INT8, c.GENAI_INT4_PRUNED),
     ("prefill: onnx-gpt w8a8 / OpenVINO int8", PREFILL, c.OURS_W8A8, c.OPENVINO_INT8),

@@ -4,17 +4,19 @@
 
 Models are tiny random ones of every family (tests/tiny.py), written as checkpoints, and sample:tiny; `--model smollm2`
 adds SmolLM2. Each bundle is made by `optimize --no-parity`, float and int8, and opened by what the target is for: plain
-onnxruntime, onnxruntime-genai, transformers.js in Node, onnxruntime's .ort loader, OpenVINO, Optimum in its own
-environment. 16 greedy tokens are compared: those of float bundles with PyTorch's fp32 model, those of int8 ones with
-our runner on the same graph.
+onnxruntime, onnxruntime-genai, transformers.js in Node, onnxruntime's .ort loader and its reader of model packages,
+OpenVINO, Optimum in its own environment. 32 greedy tokens are compared: those of float bundles with PyTorch's fp32
+model, those of int8 ones with our runner on the same graph. A sample with a chat template answers a message.
 
-The whole table goes to results/targets.json and into docs/targets.md; with `--only` or `--family`, nowhere but stdout.
+The whole table goes to results/targets.json, into docs/targets.md and, shorter, into README.md; with `--only` or
+`--family`, nowhere but stdout.
 A cell that this run did not reach says "not run".
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +29,13 @@ import numpy as np
 
 from benchmarks.measure import Row, parser, publish, say, size_of
 from benchmarks.runtimes import RUNTIMES, Answer, NotHereError, Runtime
-from benchmarks.target_table import matrix, write_section
+from benchmarks.target_table import matrix, write_sections
 from exporter.errors import Exit, OnnxGptError
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
 
-TOKENS = 16
+TOKENS = 32
 WEIGHTS = ("float", "int8")
 TEXT = "The class statement defines"
 PROMPT = 8
@@ -92,7 +94,7 @@ def main() -> int:
     document = {"tables": {"matrix": matrix(rows), "cells": rows}, "failed": failed}
     status = publish("targets", document, as_json=chosen.json, partial=not whole)
     if whole:
-        write_section(rows)
+        write_sections(rows)
     return status
 
 
@@ -135,11 +137,17 @@ def letters(count: int) -> bytes:
 
 
 def sample(name: str) -> Model:
+    """A sample's model, and a text; a message where it has a chat template."""
     from tokenizers import Tokenizer
 
-    checkpoint = _loaded(SAMPLES[name])
-    encoded = Tokenizer.from_str(checkpoint.files["tokenizer.json"].decode()).encode(TEXT)
-    return _referred(f"sample:{name}", SAMPLES[name], list(encoded.ids))
+    from onnx_gpt.generation.chat import chat_template
+    from onnx_gpt.generation.prompt import encode
+
+    files = _loaded(SAMPLES[name]).files
+    chat = chat_template(json.loads(files["tokenizer_config.json"]), None)
+    prompt = TEXT if chat is None else [{"role": "user", "content": TEXT}]
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    return _referred(f"sample:{name}", SAMPLES[name], encode(prompt, tokenizer, chat))
 
 
 def _referred(name: str, source: str, prompt: list[int]) -> Model:
@@ -229,6 +237,8 @@ def compared(model: Model, answer: Answer, graph: Path, weights: str) -> Row:
     pairs = zip(found, wanted, strict=False)
     equal = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
     row: Row = {"equal": equal, "of": len(wanted)}
+    if answer.first is not None and answer.first > 0:
+        row["prefill tok/s"] = round(len(prompt) / answer.first, 1)
     if answer.step is not None and answer.step > 0:
         row["decode tok/s"] = round(1 / answer.step, 1)
     if found == wanted:
@@ -250,7 +260,7 @@ def _row(
     failed: str | None = None,
     **facts: Any,
 ) -> Row:
-    keys = ("verdict", "equal", "of", "MB", "decode tok/s", "why")
+    keys = ("verdict", "equal", "of", "MB", "prefill tok/s", "decode tok/s", "why")
     given = {"verdict": "not made" if failed else verdict, "why": failed} | facts
     return {"model": model, "weights": weights, "target": target} | {key: given.get(key) for key in keys}
 

@@ -1,31 +1,25 @@
 """SmolLM2 in headless Chromium on WASM, 8 bits: our web bundle and the Optimum export through quantize_dynamic.
 
-    python -m benchmarks.web [--rounds 3] [--modules node_modules] [--json]
+    python -m benchmarks.web [--rounds 3] [--json]
 
 Both are loaded by the sample's page (samples/web) with transformers.js, in one browser, in turn (ours, the peer, the
 peer, ours …), each time in a fresh page with 2 WASM threads: a prompt, then greedy steps that are timed one by one.
-The modules are those that `npm install` in samples/web leaves there; a Chromium has to be installed.
+Node, npm and a Chromium have to be installed; npm puts transformers.js into the user's cache at the first run.
 """
 
 from __future__ import annotations
 
-import json
-import runpy
-import shutil
-import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
 from benchmarks import contenders as c
-from benchmarks.measure import ROOT, Row, fresh, median, parser, publish, run, say
+from benchmarks import transformers_js
+from benchmarks.environment import NotHereError
+from benchmarks.measure import Row, fresh, median, parser, publish, run, say
 from benchmarks.models import ensure
 from benchmarks.paths import SMOLLM2
 from benchmarks.peers.protocol import THREADS
 
-WEB = ROOT / "samples" / "web"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OURS, PEER = "onnx-gpt web:q8", "Optimum, quantize_dynamic int8"
 PROMPT, STEPS = 64, 48
 """Tokens of the prompt and steps, after three unmeasured rounds of the prompt: code is still being compiled then."""
@@ -34,11 +28,15 @@ PROMPT, STEPS = 64, 48
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=3, help="samples of each (3)")
-    options.add_argument("--modules", type=Path, default=WEB / "node_modules")
     chosen = options.parse_args()
+    try:  # before anything is made
+        transformers_js.modules()
+        transformers_js.chromium()
+    except NotHereError as error:
+        raise SystemExit(str(error)) from error
     ensure(SMOLLM2)
     folders = {OURS: ours(), PEER: peer()}
-    samples = measured(folders, chosen.rounds, chosen.modules)
+    samples = measured(folders, chosen.rounds)
     steps = {name: [sample["step"] for sample in taken] for name, taken in samples.items()}
     rows = [
         {
@@ -77,14 +75,9 @@ def peer() -> Path:
     return out
 
 
-def measured(folders: dict[str, Path], rounds: int, modules: Path) -> dict[str, list[Row]]:
+def measured(folders: dict[str, Path], rounds: int) -> dict[str, list[Row]]:
     """Milliseconds of the median step, of the first token and of loading, by contender, in turn."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        raise SystemExit(f"no Chromium is installed (none of {', '.join(BROWSERS)})")
     served = {f"bundle{i}": folder for i, folder in enumerate(folders.values())}
-    server: Any = runpy.run_path(str(WEB / "serve.py"))["server"](served | {"modules": modules})
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     shared = {
         "dtype": "q8",
         "device": "wasm",
@@ -97,22 +90,9 @@ def measured(folders: dict[str, Path], rounds: int, modules: Path) -> dict[str, 
     # Every second round goes the other way round, so that a machine that gets busier or quieter favours neither.
     order = [i for turn in range(rounds) for i in sorted(range(len(folders)), reverse=turn % 2 == 1)]
     calls = [shared | {"folder": list(served)[i], "prompt": prompt} for i in order]
-    request = {
-        "runtime": "chromium",
-        "url": f"http://127.0.0.1:{server.server_address[1]}",
-        "executable": executable,
-        "calls": calls,
-    }
-    done = subprocess.run(
-        ["node", str(WEB / "headless.mjs"), str(modules)],
-        input=json.dumps(request),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    server.shutdown()
+    answers = transformers_js.in_chromium(served, calls)
     samples: dict[str, list[Row]] = {name: [] for name in folders}
-    for i, answer in zip(order, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    for i, answer in zip(order, answers, strict=True):
         taken = {
             "step": median(answer["steps"]),
             "first": answer["first"],

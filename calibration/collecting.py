@@ -18,11 +18,15 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.segments import Segment
+from graph_passes.control.interface import KEEP
 
 BATCH_TOKENS = 2048
 """Tokens that go through a layer at once."""
 EXTERNAL = 1 << 10
 """Bytes from which a weight lies beside the file of a piece and not in it."""
+
+VALUE = ".value"
+"""What names of a stream's files end in."""
 
 DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
 """Of caches."""
@@ -77,6 +81,29 @@ class Stream:
                 raw.write(np.ascontiguousarray(value).data.cast("B"))
             self._next[name, batch] = Kept(file, value.shape, value.dtype)
 
+    def state(self) -> list[list[Any]]:
+        """What is fed now, as JSON holds it: for `restore`, in another process."""
+        return [
+            [name, batch, kept.file.name, kept.shape, kept.dtype.str]
+            for (name, batch), kept in self._now.items()
+        ]
+
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
+        """Feed what lies in the folder since an earlier stream of the same tokens; its other files are free."""
+        for name, batch, file, shape, dtype in state:
+            self._now[name, batch] = Kept(self.folder / file, tuple(shape), np.dtype(dtype))
+        used = {kept.file for kept in self._now.values()}
+        files = sorted(self.folder.glob(f"*{VALUE}"))
+        for file in files:
+            if file not in used:
+                self._free.setdefault(file.stat().st_size, []).append(file)
+        self._files = itertools.count(1 + max((int(file.stem) for file in files), default=-1))
+
+    def close(self) -> None:
+        """Remove the stream's files."""
+        for file in self.folder.glob(f"*{VALUE}"):
+            file.unlink()
+
     def advance(self, passing: Sequence[str] = ()) -> None:
         """What was put becomes what is fed; of what was fed, ``passing`` values stay."""
         for (name, batch), kept in self._now.items():
@@ -87,7 +114,7 @@ class Stream:
         self._now, self._next = self._next, {}
 
     def _new(self) -> Path:
-        file = self.folder / f"{next(self._files)}.value"
+        file = self.folder / f"{next(self._files)}{VALUE}"
         file.touch()
         return file
 
@@ -111,7 +138,8 @@ class Piece:
 
     def run(self, tokens: np.ndarray, incoming: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, for tokens ``[B, S]`` with nothing before them."""
-        feeds = {**incoming, "input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+        keep = np.array(0, np.int64)  # asked for where a runtime takes no defaults
+        feeds = {**incoming, "input_ids": tokens, "attention_mask": np.ones_like(tokens), KEEP: keep}
         for name, (shape, dtype) in self.inputs.items():
             if name.startswith("past_key_values."):
                 feeds[name] = np.zeros((len(tokens), int(shape[1]), 0, int(shape[3])), DTYPES[dtype])

@@ -85,10 +85,11 @@ def _of(node: ir.Node, fits: Mapping[ir.Value, HalfFit]) -> Iterator[Island]:
 def _scores(node: ir.Node, fits: Mapping[ir.Value, HalfFit]) -> float:
     """No score of an attention is larger, by Cauchy and Schwarz; rotations leave lengths as they are."""
     query, key = (fits.get(value) if value is not None else None for value in node.inputs[:2])
-    past = node.inputs[3] if node.op_type == "GroupQueryAttention" else node.inputs[4]
+    past = 3 if node.op_type == "GroupQueryAttention" else 4
+    heads = node.inputs[past] if past < len(node.inputs) else node.inputs[1]  # without a cache, keys by heads
     scale = attribute(node, "scale", 0.0)
-    if not scale and past is not None and past.shape is not None and isinstance(past.shape[-1], int):
-        scale = past.shape[-1] ** -0.5
+    if not scale and heads is not None and heads.shape is not None and isinstance(heads.shape[-1], int):
+        scale = heads.shape[-1] ** -0.5
     if query is None:
         return 0.0
     product = (

@@ -21,6 +21,9 @@ from exporter.families import describe, family_of
 from exporter.weights import Weight
 from exporter.writing import ordinary
 
+FUSED, EAGER = "sdpa", "eager"
+"""transformers' names of attention by torch's kernel, and by its definition."""
+
 
 class Reference:
     """Logits and greedy text of a source, computed by PyTorch in float32 on the CPU.
@@ -116,24 +119,39 @@ class Reference:
             ]
         return logits.float().numpy(), kept
 
+    def remember(self, tokens: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Logits of a whole sequence and the keys and values of all of its tokens, whatever a layer's window is.
+
+        Only for a checkpoint; arrays as those of `after`, which goes on from them.
+        """
+        torch, cache_utils = self._torch, _import("transformers.cache_utils")
+        cache = cache_utils.DynamicCache()  # told of no configuration, it forgets nothing
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
+            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            kept = [(layer.keys.float().numpy(), layer.values.float().numpy()) for layer in cache.layers]
+        return logits.float().numpy(), kept
+
     def variants(self) -> Iterator[str]:
         """Make the model another that computes the same function, one after the other; after each it is itself again.
 
         ``float64``: products in double precision (transformers' norms and rotary angles stay in float32). ``eager``:
-        attention by its definition instead of torch's fused kernel; only for a checkpoint.
+        attention by its definition instead of torch's fused kernel; only for a checkpoint of a class that takes that
+        kernel at all (Gemma 2, which caps scores, does not).
         """
         try:
             self.model.double()
             yield "float64"
         finally:
             self.model.float()
-        if not self._cached:
+        if not self._cached or self.model.config._attn_implementation == EAGER:
             return
         try:
-            self.model.set_attn_implementation("eager")
+            self.model.set_attn_implementation(EAGER)
             yield "eager attention"
         finally:
-            self.model.set_attn_implementation("sdpa")
+            self.model.set_attn_implementation(FUSED)
 
     def _greedy_uncached(self, tokens: np.ndarray, count: int) -> list[int]:
         sequence = [int(token) for token in tokens]
@@ -162,7 +180,7 @@ def reference_model(checkpoint: Checkpoint) -> Any:
     torch, transformers = _import("torch"), _import("transformers")
     model_class = getattr(transformers, checkpoint.architecture)
     config = model_class.config_class.from_dict(dict(checkpoint.config) | {"dtype": "float32"})
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = FUSED if model_class._supports_sdpa else EAGER
     with importlib.import_module("transformers.initialization").no_init_weights():
         model = model_class(config)
     model.tie_weights()

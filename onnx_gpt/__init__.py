@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from onnx_gpt.bisecting.bisection import Bisection, bisect
     from onnx_gpt.bisecting.parting import Parting, compare_layers
     from onnx_gpt.certificate.verification import Verification, verify
+    from onnx_gpt.comparing import Comparison, compare
     from onnx_gpt.diagnosis import doctor
+    from onnx_gpt.distilling.job import distill
+    from onnx_gpt.distilling.report import DistillReport
     from onnx_gpt.explanation import Explanation, explain
     from onnx_gpt.generation.generator import Generator
     from onnx_gpt.generation.measuring import bench
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from onnx_gpt.linting.linter import lint
     from onnx_gpt.linting.repairing import repair
     from onnx_gpt.optimizing.pipeline import optimize
+    from onnx_gpt.planning.planner import Plan, plan
+    from onnx_gpt.planning.timing import measure
     from onnx_gpt.pruning.job import prune
     from onnx_gpt.pruning.report import PruneReport
     from onnx_gpt.ranging import ranges
@@ -34,11 +39,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bisection": "onnx_gpt.bisecting.bisection",
+    "DistillReport": "onnx_gpt.distilling.report",
+    "Comparison": "onnx_gpt.comparing",
     "Explanation": "onnx_gpt.explanation",
     "Generator": "onnx_gpt.generation.generator",
     "Limits": "onnx_gpt.report",
     "OnnxGptError": "exporter.errors",
     "Parting": "onnx_gpt.bisecting.parting",
+    "Plan": "onnx_gpt.planning.planner",
     "PruneReport": "onnx_gpt.pruning.report",
     "Recipe": "onnx_gpt.recipe",
     "Report": "onnx_gpt.report",
@@ -47,11 +55,15 @@ _HOMES = {
     "bench": "onnx_gpt.generation.measuring",
     "doctor": "onnx_gpt.diagnosis",
     "bisect": "onnx_gpt.bisecting.bisection",
+    "compare": "onnx_gpt.comparing",
     "compare_layers": "onnx_gpt.bisecting.parting",
+    "distill": "onnx_gpt.distilling.job",
     "explain": "onnx_gpt.explanation",
     "inspect": "onnx_gpt.inspection",
     "lint": "onnx_gpt.linting.linter",
+    "measure": "onnx_gpt.planning.timing",
     "optimize": "onnx_gpt.optimizing.pipeline",
+    "plan": "onnx_gpt.planning.planner",
     "prune": "onnx_gpt.pruning.job",
     "ranges": "onnx_gpt.ranging",
     "repair": "onnx_gpt.linting.repairing",
@@ -62,11 +74,14 @@ _HOMES = {
 
 __all__ = [
     "Bisection",
+    "Comparison",
+    "DistillReport",
     "Explanation",
     "Generator",
     "Limits",
     "OnnxGptError",
     "Parting",
+    "Plan",
     "PruneReport",
     "Recipe",
     "Report",
@@ -75,12 +90,16 @@ __all__ = [
     "__version__",
     "bench",
     "bisect",
+    "compare",
     "compare_layers",
+    "distill",
     "doctor",
     "explain",
     "inspect",
     "lint",
+    "measure",
     "optimize",
+    "plan",
     "prune",
     "ranges",
     "repair",

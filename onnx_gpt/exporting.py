@@ -26,7 +26,7 @@ from onnx_gpt.bundle.reading import CONTEXT_KEYS
 CANONICAL_PIPELINE = (
     "inline, fold, shapes, linear, fold, control{context}, canonical, unpack, canonical, fold, cache, roles"
 )
-"""From a graph that somebody else exported to the canonical one; ``{context}`` is filled in by `pipeline_of`."""
+"""From a graph that somebody else exported to the canonical one; ``{context}`` is filled in by `canonical_pipeline`."""
 
 CONTRACT = re.compile(r"input_ids|attention_mask|num_logits_to_keep|past_key_values\.\d+\.(key|value)")
 """Inputs of the graph's contract (docs/architecture.md)."""
@@ -85,9 +85,13 @@ def pipeline_of(exported: Exported, asked: str | None, lowering: str) -> str:
         return asked
     if exported.decoder is not None:
         return lowering
-    context = exported.context_length
-    canonical = CANONICAL_PIPELINE.replace("{context}", f"{{context_length={context}}}" if context else "")
-    return f"{canonical}, {lowering}"
+    return f"{canonical_pipeline(exported.context_length)}, {lowering}"
+
+
+def canonical_pipeline(context_length: int | None) -> str:
+    """Passes from a graph that somebody else exported to the canonical one, for so many tokens."""
+    told = f"{{context_length={context_length}}}" if context_length else ""
+    return CANONICAL_PIPELINE.replace("{context}", told)
 
 
 def require_contract(model: ir.Model, passes: Sequence[PassReport]) -> None:

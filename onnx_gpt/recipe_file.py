@@ -24,12 +24,14 @@ import pydantic
 import tomli_w
 
 from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.planning.prediction import Predicted
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.report import Limits
 
 FILE = "recipe.toml"
 """Its name in a bundle."""
-
+PREDICTED = "predicted"
+"""The section of what a plan expects; no setting."""
 
 SEARCHED = {"quantize": "int4", "method": "gptq"}
 """What a job with a budget starts from, where neither a file nor its settings say otherwise."""
@@ -65,15 +67,41 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         OnnxGptError: ``recipe-unreadable``; ``recipe-invalid`` (exit 2) for unknown settings and wrong values, by name.
     """
+    document = _document(file)
+    document.pop(PREDICTED, None)
+    if isinstance(document.get("mixed"), list):
+        document["mixed"] = ",".join(map(str, document["mixed"]))
+    return checked(document, str(file))
+
+
+def predicted_of(file: Path | None) -> Predicted | None:
+    """What a plan expected of a recipe; None where none has made it.
+
+    Raises:
+        OnnxGptError: ``recipe-unreadable``; ``recipe-invalid`` (exit 2).
+    """
+    section = None if file is None else _document(file).get(PREDICTED)
+    if section is None:
+        return None
     try:
-        document = tomllib.loads(file.read_text("utf-8"))
+        return Predicted.model_validate(section)
+    except pydantic.ValidationError as error:
+        raise OnnxGptError(
+            "recipe-invalid",
+            f"the section [{PREDICTED}] of {file} is none",
+            "let `onnx-gpt plan` write it, or drop it",
+            exit=Exit.USAGE,
+            details=tuple(_explain(dict(problem)) for problem in error.errors()),
+        ) from error
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise OnnxGptError(
             "recipe-unreadable", f"{file} is no recipe: {error}", "give a .toml file, as bundles hold one"
         ) from error
-    if isinstance(document.get("mixed"), list):
-        document["mixed"] = ",".join(map(str, document["mixed"]))
-    return checked(document, str(file))
 
 
 def checked(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -98,8 +126,8 @@ def checked(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return given
 
 
-def toml_text(recipe: Recipe) -> str:
-    """A recipe as the text of a file; `read` gives its settings back."""
+def toml_text(recipe: Recipe, predicted: Predicted | None = None) -> str:
+    """A recipe as the text of a file; `read` gives its settings back, `predicted_of` what is expected of it."""
     document: dict[str, Any] = {}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -108,6 +136,8 @@ def toml_text(recipe: Recipe) -> str:
     items = recipe.mixed.split(",")
     if len(items) > 1:
         document["mixed"] = items
+    if predicted is not None:
+        document[PREDICTED] = predicted.model_dump(mode="json", exclude_none=True)
     tables = sorted(document, key=lambda name: isinstance(document[name], dict))  # TOML's come last
     return tomli_w.dumps({name: document[name] for name in tables}, multiline_strings=False)
 

@@ -185,7 +185,8 @@ class Report(_Frozen):
     Where a bundle holds several models, ``models`` has the facts of each by its path, and ``pipeline`` to ``parity`` up
     here are those of the first. ``certificates`` has the SHA-256 of ``certificate.json`` by target; report.json itself,
     which is certified, is without. ``search`` is what a budget came to: the formats' frontier, and the
-    point of it that was chosen (`onnx_gpt.searching.allocating.Found`).
+    point of it that was chosen (`onnx_gpt.searching.allocating.Found`). ``predicted`` is what a plan expected, beside
+    what came of it (`onnx_gpt.planning.prediction`); ``lineage`` the steps that made the source (`onnx_gpt.lineage`).
     """
 
     schema_: str = pydantic.Field(default=SCHEMA, alias="schema", serialization_alias="schema")
@@ -203,9 +204,12 @@ class Report(_Frozen):
     models: dict[str, ModelFacts] = pydantic.Field(default_factory=dict)
     certificates: dict[str, str] = pydantic.Field(default_factory=dict)
     search: dict[str, Any] = pydantic.Field(default_factory=dict)
+    predicted: dict[str, Any] = pydantic.Field(default_factory=dict)
+    lineage: tuple[dict[str, Any], ...] = ()
 
     def json_text(self) -> str:
-        empty = {name for name in ("models", "certificates", "search") if not getattr(self, name)}
+        optional = ("models", "certificates", "search", "predicted", "lineage")
+        empty = {name for name in optional if not getattr(self, name)}
         return self.model_dump_json(by_alias=True, indent=2, exclude=empty) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from onnx_gpt.parity.gate import Facts, compare
 from onnx_gpt.parity.limits import BUDGETS, limits_of
 from onnx_gpt.parity.noise import measure
 from onnx_gpt.parity.prove import UNSTATED_WINDOW, WINDOW, stated
+from onnx_gpt.parity.recalled import Recalled
 from onnx_gpt.parity.sides import Side, as_candidate, as_reference, open_side, require_same_vocabulary
 from onnx_gpt.parity.structure import structure_checks
-from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens
+from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens, even_window
 from onnx_gpt.parity.tokenizers import tokenizer_check
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.report import Limits, Parity
@@ -111,18 +113,21 @@ def run_comparison(
     progress = progress or Silent()
     progress.stage("loading")
     with (
-        as_reference(plan.reference, threads, progress) as reference,
+        as_reference(plan.reference, threads, progress) as model,
+        tempfile.TemporaryDirectory(prefix="onnx-gpt-reference-") as folder,
         as_candidate(plan.candidate, threads, progress) as candidate,
     ):
+        reference = Recalled(model, Path(folder), most=1)  # a float twin is held against the first window too
         one = np.zeros((1, 1), np.int64)
         sizes = [int(model.logits(one).shape[-1]) for model in (candidate, reference)]
         require_same_vocabulary(sizes[0], sizes[1], (plan.candidate.uri, plan.reference.uri))
         windows = _windows(plan, sizes[1], text, tokens)
         extra = {"tokenizer": tokenizer_check(plan.candidate.tokenizer, plan.reference.tokenizer, text)}
-        if plan.scheme not in ("none", "fp16") and isinstance(plan.candidate.opened, GraphSource):
+        if isinstance(plan.candidate.opened, GraphSource):
             progress.stage("structure")
             extra |= structure_checks(
                 plan.candidate.opened.path,
+                plan.scheme,
                 plan.reference.opened,
                 reference,
                 plan.facts,
@@ -164,6 +169,6 @@ def _windows(plan: Comparison, vocab_size: int, text: Path | None, tokens: int) 
         plan.reference.tokenizer or plan.candidate.tokenizer,
         vocab_size,
         tokens=tokens,
-        window=min(WINDOW, plan.facts.context or UNSTATED_WINDOW),
+        window=even_window(tokens, min(WINDOW, plan.facts.context or UNSTATED_WINDOW)),
         path=text,
     )

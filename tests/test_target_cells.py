@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import targets
 from benchmarks.runtimes import RUNTIMES, Answer, NotHereError
-from benchmarks.target_table import BEGIN, END, matrix, write_section
+from benchmarks.target_table import BEGIN, END, equal_tokens, matrix, speeds, write_sections
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def model() -> targets.Model:
 def test_a_bundle_that_says_the_same_is_equal(model: targets.Model) -> None:
     row = targets.cell(model, "ort", "float")
     assert (row["verdict"], row["equal"]) == ("equal", targets.TOKENS)
-    assert 7 < row["MB"] < 8 and row["decode tok/s"] > 0
+    assert 7 < row["MB"] < 8 and row["prefill tok/s"] > 0 and row["decode tok/s"] > 0
 
 
 @pytest.mark.parametrize("weights", targets.WEIGHTS)
@@ -61,16 +61,22 @@ def test_a_cell_without_a_row_was_not_run(tmp_path: Path) -> None:
         "weights": "float",
         "target": "ort",
         "verdict": "equal",
-        "equal": 16,
-        "of": 16,
+        "equal": 32,
+        "of": 32,
     }
-    rows = [row | {"MB": 7.57, "decode tok/s": 1234.5, "why": None}]
+    rows = [row | {"MB": 7.57, "prefill tok/s": 99.6, "decode tok/s": 1234.5, "why": None}]
     (table,) = matrix(rows)
-    assert table["ort"] == "16 equal; 7.57 MB; 1234 tok/s"
+    assert table["ort"] == "32 equal; 7.57 MB; 100 / 1234 tok/s"
+    (brief,) = equal_tokens(rows)
+    assert (brief["ort"], brief["web"]) == ("32 · not run", "not run · not run")
+    timed = {line["sample:tiny"]: line for line in speeds(rows, "sample:tiny")}
+    assert timed["ort"]["float decode tok/s"] == 1234.5 and timed["ort"]["int8 MB"] is None
     assert {table[target] for target in RUNTIMES if target != "ort"} == {"not run"}
-    document = tmp_path / "targets.md"
-    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", "utf-8")
-    write_section(rows, document)
-    text = document.read_text("utf-8")
-    assert text.startswith(f"before\n{BEGIN}") and text.endswith(f"{END}\nafter\n")
-    assert "1 bundles were tried; 1 loaded" in text and "old" not in text
+    documents = [tmp_path / "targets.md", tmp_path / "README.md"]
+    for document in documents:
+        document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", "utf-8")
+    write_sections(rows, *documents)
+    for document in documents:
+        text = document.read_text("utf-8")
+        assert text.startswith(f"before\n{BEGIN}") and text.endswith(f"{END}\nafter\n")
+        assert "1 bundles were tried; 1 loaded" in text and "old" not in text

@@ -1,17 +1,32 @@
-"""OpenVINO through optimum-intel and NNCF: a Hugging Face folder to int8 weights, run by OpenVINO itself."""
+"""OpenVINO through optimum-intel and NNCF: a Hugging Face folder to int8 weights, or float ones (``make_float``).
+
+OpenVINO itself runs what comes of it, and `openvino` bundles of ours, with the cache as its own state in both.
+"""
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.protocol import THREADS, TOKEN, main, making, prompt, time_decoder, write_logits
 
+SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "openvino_llm.py"
+
 
 def make(source: Path, out: Path) -> None:
-    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+    from optimum.intel import OVWeightQuantizationConfig
 
-    weights = OVWeightQuantizationConfig(bits=8)
+    _export(source, out, OVWeightQuantizationConfig(bits=8))
+
+
+def make_float(source: Path, out: Path) -> None:
+    _export(source, out, None)
+
+
+def _export(source: Path, out: Path, weights: Any) -> None:
+    from optimum.intel import OVModelForCausalLM
+
     model = OVModelForCausalLM.from_pretrained(
         str(source), export=True, compile=False, quantization_config=weights
     )
@@ -19,13 +34,19 @@ def make(source: Path, out: Path) -> None:
 
 
 class Decoder:
-    """The stateful model: the KV cache stays inside between calls."""
+    """A model whose cache stays inside between calls: a folder of optimum-intel's, or a bundle of ours."""
 
     def __init__(self, model: Path) -> None:
         import openvino
 
         settings = {"INFERENCE_NUM_THREADS": THREADS, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = openvino.Core().compile_model(str(model / "openvino_model.xml"), "CPU", settings)
+        file = model / "openvino_model.xml"
+        if file.exists():
+            read = openvino.Core().read_model(file)
+        else:
+            read = runpy.run_path(str(SAMPLE))["stateful"](model / "model.onnx")
+        compiled = openvino.Core().compile_model(read, "CPU", settings)
+        self.positions = any(value.any_name == "position_ids" for value in compiled.inputs)
         self.request = compiled.create_infer_request()
         self.reset()
 
@@ -42,9 +63,10 @@ class Decoder:
         feeds = {
             "input_ids": ids,
             "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": np.arange(self.past, total, dtype=np.int64)[None],
             "beam_idx": np.zeros(1, np.int32),
         }
+        if self.positions:
+            feeds["position_ids"] = np.arange(self.past, total, dtype=np.int64)[None]
         self.past = total
         return self.request.infer(feeds, share_inputs=True, share_outputs=True)["logits"][0]
 
@@ -70,4 +92,4 @@ def speed(model: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(make=making(make), logits=logits, speed=speed)
+    main(make=making(make), make_float=making(make_float), logits=logits, speed=speed)

@@ -8,7 +8,7 @@ holds one piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ import onnx_ir as ir
 
 from calibration import collecting
 from calibration.collecting import Stream
+from calibration.journal import Journal
 from calibration.quantization import gptq
 from calibration.quantization.sites import Site
 from calibration.quantization.tensors import CHUNK, Coder, Filed
 from calibration.quantization.weight_only import pieces, quantize_weights
-from calibration.scheme import Gptq, Grid
+from calibration.scheme import TABLE, Gptq, Grid, WeightOnly
 from calibration.segments import Segment, cut
 from calibration.statistics.hessian import Hessian, product
 from calibration.threads import in_order, single_threaded_blas
@@ -29,51 +30,97 @@ from exporter.weights import BlockFormat, Coded, Weight
 Advance = Callable[[int, int, str], None]
 """Told how many layers of how many are done, and what is being done."""
 
+WIDE = 8
+"""Bits at which a table is rounded to nearest: nothing is left to gain."""
+TABLE_DAMPING = 0.1
+"""Damping of a table's objective. Its codes serve lookups too, where an error in any column counts alike, so it is more
+than that of other products."""
+
 
 def calibrate(
-    model: ir.Model, scheme: Gptq, tokens: np.ndarray, folder: Path, advance: Advance
+    model: ir.Model, scheme: Gptq, tokens: np.ndarray, folder: Path, advance: Advance, key: str = ""
 ) -> dict[str, list[Coder | None]]:
-    """The codes of every product inside a layer.
+    """The codes of every product inside a layer, and of a table narrower than `WIDE`.
 
     Args:
         model: a float decoder as passes leave it; it is not changed.
         tokens: int64 ``[N, S]``, every one real.
-        folder: scratch; the codes stay in it until the model has been written.
+        folder: scratch; the codes stay in it until the model has been written. What a run that was killed has left
+            there is gone on from (`calibration.journal`).
+        key: of model, scheme and tokens: another one starts afresh.
 
     Returns:
         Coders for `quantize_weights`, by the name of the matrix.
     """
-    stream = Stream(tokens, folder)
+    journal = Journal(folder, key)
+    stream = journal.resume(Stream(tokens, folder))
     segments = cut(model, at="products")
     coders: dict[str, list[Coder | None]] = {}
     with single_threaded_blas():
         for i, segment in enumerate(segments[:-1]):
+            own = _coders(segment, scheme, folder)
+            coders |= own
+            if i < journal.done:
+                continue
             advance(i, len(segments) - 1, segment.name)
-            chosen = _choose(segment, scheme, stream, folder)
-            quantize_weights(segment.model, scheme, chosen)
+            _choose(segment, scheme, own, stream)
+            quantize_weights(segment.model, scheme, own)
             forward(segment, stream, folder)
-            coders |= chosen
+            journal.note({}, stream)
+        head = _head(segments[-1], scheme, folder)
+        if head is not None:
+            site, coder, grid = head
+            if journal.done < len(segments):
+                advance(len(segments) - 1, len(segments), "head")
+                inputs = moments(segments[-1], stream)[str(site.input.name)].finish()
+                _fill(coder, site, site.weight, grid, gptq.objective(inputs, TABLE_DAMPING, site.role))
+                journal.note({}, stream)
+            coders[str(site.table.name)] = [coder]
+    stream.close()
     return coders
 
 
-def _choose(segment: Segment, scheme: Gptq, stream: Stream, folder: Path) -> dict[str, list[Coder | None]]:
+def _head(segment: Segment, scheme: Gptq, folder: Path) -> tuple[Site, Filed, Grid] | None:
+    """The product with the table, where its codes are chosen, and where they lie."""
+    site = next((site for site in segment.sites() if site.kind == "multiply"), None)
+    grid = scheme.grid_of(TABLE)
+    if site is None or grid is None or grid.bits >= WIDE:
+        return None
+    rows, columns = site.weight.shape
+    form = BlockFormat(grid.bits, grid.block_size, False, "float16")
+    return site, Filed(form, (rows, columns), folder / segment.name), grid
+
+
+def _coders(segment: Segment, scheme: Gptq, folder: Path) -> dict[str, list[Coder | None]]:
+    """Where the codes of a piece's products lie, or will."""
+    sites = [site for site in segment.sites() if site.kind == "multiply"]
+    return {
+        str(site.table.name): list(filed(site, scheme, folder / f"{segment.name}.{n}"))
+        for n, site in enumerate(sites)
+    }
+
+
+def filed(site: Site, scheme: WeightOnly, stem: Path) -> Iterator[Filed | None]:
+    """Files for the codes of a product's pieces, None where one stays float."""
+    for i, (weight, grid) in enumerate(pieces(site, scheme)):
+        rows, columns = weight.shape
+        form = None if grid is None else BlockFormat(grid.bits, grid.block_size, False, "float16")
+        yield None if form is None else Filed(form, (rows, columns), stem.with_name(f"{stem.name}.{i}"))
+
+
+def _choose(
+    segment: Segment, scheme: Gptq, coders: Mapping[str, Sequence[Coder | None]], stream: Stream
+) -> None:
     sites = {str(site.table.name): site for site in segment.sites() if site.kind == "multiply"}
     if not sites:
-        return {}
+        return
     inputs = moments(segment, stream)
-    chosen: dict[str, list[Coder | None]] = {}
     prepared: dict[str, gptq.Objective] = {}
-    for n, (name, site) in enumerate(sites.items()):
+    for name, site in sites.items():
         source = str(site.input.name)
         if source not in prepared:
             prepared = {source: gptq.objective(inputs[source].finish(), scheme.damping, site.role)}
-        chosen[name] = [
-            None
-            if grid is None
-            else quantized(weight, grid, prepared[source], site, folder / f"{segment.name}.{n}.{i}")
-            for i, (weight, grid) in enumerate(pieces(site, scheme))
-        ]
-    return chosen
+        fill(coders[name], site, scheme, prepared[source])
 
 
 def moments(segment: Segment, stream: Stream) -> dict[str, Hessian]:
@@ -91,17 +138,23 @@ def moments(segment: Segment, stream: Stream) -> dict[str, Hessian]:
     return found
 
 
-def quantized(weight: Weight, grid: Grid, inputs: gptq.Objective, site: Site, stem: Path) -> Filed:
-    """Choose a weight's codes, a piece of rows at a time, into files."""
-    rows, columns = weight.shape
-    coder = Filed(BlockFormat(grid.bits, grid.block_size, False, "float16"), (rows, columns), stem)
+def fill(coders: Sequence[Coder | None], site: Site, scheme: WeightOnly, inputs: gptq.Objective) -> None:
+    """Choose the codes of a product's pieces into their files."""
+    for coder, (weight, grid) in zip(coders, pieces(site, scheme), strict=True):
+        if isinstance(coder, Filed) and grid is not None:
+            _fill(coder, site, weight, grid, inputs)
+
+
+def _fill(coder: Filed, site: Site, weight: Weight, grid: Grid, inputs: gptq.Objective) -> None:
+    """Choose a weight's codes, some rows at a time, into their files."""
+    name = str(site.table.name)
+    coder.clear()
 
     def coded(rows: tuple[int, int]) -> Coded:
-        return gptq.quantize(weight.rows(*rows), inputs, grid, str(site.table.name), rows[0])
+        return gptq.quantize(weight.rows(*rows), inputs, grid, name, rows[0])
 
     for some in in_order(coded, weight.pieces(CHUNK)):
         coder.append(some)
-    return coder
 
 
 def forward(segment: Segment, stream: Stream, folder: Path) -> None:

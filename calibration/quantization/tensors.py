@@ -76,6 +76,11 @@ class Filed:
     shape: tuple[int, int]
     stem: Path
 
+    def clear(self) -> None:
+        """Take away what is there, of a run that was killed."""
+        for suffix in (".codes", ".scale"):
+            self.stem.with_name(self.stem.name + suffix).unlink(missing_ok=True)
+
     def append(self, coded: Coded) -> None:
         """Add the next rows."""
         for suffix, array in (

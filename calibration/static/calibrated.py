@@ -19,11 +19,12 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.collecting import Stream
+from calibration.journal import Journal
 from calibration.quantization import gptq
-from calibration.quantization.calibrated import Advance, forward, moments, quantized
+from calibration.quantization.calibrated import Advance, filed, fill, forward, moments
 from calibration.quantization.sites import Site
 from calibration.quantization.tensors import CHUNK, Coder
-from calibration.quantization.weight_only import Coders, pieces, quantize_weights
+from calibration.quantization.weight_only import Coders, quantize_weights
 from calibration.scheme import Gptq, Grid, Static
 from calibration.segments import Segment, cut
 from calibration.static.codes import ChannelCodes, ChosenCodes
@@ -65,6 +66,12 @@ class Chosen:
     codes: Mapping[str, ChannelCodes]
     coders: Coders
 
+    def and_also(self, other: Chosen) -> Chosen:
+        """Both, of different products."""
+        return Chosen(
+            {**self.ranges, **other.ranges}, {**self.codes, **other.codes}, {**self.coders, **other.coders}
+        )
+
     def ranges_of(self, sites: Sequence[Site]) -> dict[ir.Value, Range]:
         """Ranges by value, of the inputs that have one."""
         known = ((site.input, self.ranges.get(str(site.input.name))) for site in sites)
@@ -78,61 +85,75 @@ def calibrate(
     folder: Path,
     advance: Advance,
     others: Collection[str] = (),
+    key: str = "",
 ) -> Chosen:
     """Ranges and codes of every product inside a layer.
 
     Args:
         model: a float decoder as passes leave it; it is not changed.
         tokens: int64 ``[N, S]``, every one real.
-        folder: scratch; the codes stay in it until the model has been written.
+        folder: scratch; the codes stay in it until the model has been written. What a run that was killed has left
+            there is gone on from (`calibration.journal`).
         others: roles that are to be static beyond those that always are.
+        key: of model, scheme and tokens: another one starts afresh.
     """
-    stream = Stream(tokens, folder)
+    journal = Journal(folder, key)
+    stream = journal.resume(Stream(tokens, folder))
     segments = cut(model, at="products")
     chosen = Chosen({}, {}, {})
     with single_threaded_blas():
         for i, segment in enumerate(segments[:-1]):
+            sites = [site for site in segment.sites() if site.kind == "multiply"]
+            own = _files(segment, sites, scheme, folder, others)
+            if i < journal.done:
+                chosen = chosen.and_also(own)
+                continue
             advance(i, len(segments) - 1, segment.name)
-            own = _choose(segment, scheme, stream, folder, others)
-            sites = [site for site in segment.sites() if is_static(site, others)]
-            ranges = own.ranges_of(sites)
-            quantize_products(segment.model, sites, ranges, own.codes)
+            static = [site for site in sites if is_static(site, others)]
+            ranged = dict.fromkeys(str(site.input.name) for site in static if site.role not in others)
+            own = dataclasses.replace(own, ranges={name: _range(name, stream) for name in ranged})
+            _choose(segment, sites, scheme, own, stream)
+            quantize_products(segment.model, static, own.ranges_of(static), own.codes)
             quantize_weights(segment.model, scheme, own.coders)
             forward(segment, stream, folder)
-            chosen = Chosen(
-                {**chosen.ranges, **own.ranges},
-                {**chosen.codes, **own.codes},
-                {**chosen.coders, **own.coders},
-            )
-    return chosen
+            journal.note(own.ranges, stream)
+            chosen = chosen.and_also(own)
+    stream.close()
+    ranges = {name: (float(low), float(high)) for name, (low, high) in journal.found.items()}
+    return dataclasses.replace(chosen, ranges=ranges)
 
 
-def _choose(
-    segment: Segment, scheme: Static, stream: Stream, folder: Path, others: Collection[str]
+def _files(
+    segment: Segment, sites: Sequence[Site], scheme: Static, folder: Path, others: Collection[str]
 ) -> Chosen:
-    sites = [site for site in segment.sites() if site.kind == "multiply"]
-    static = [site for site in sites if is_static(site, others)]
-    ranged = dict.fromkeys(str(site.input.name) for site in static if site.role not in others)
-    ranges = {name: _range(name, stream) for name in ranged}
+    """Where the codes of a piece's products lie, or will; nothing is known of their inputs."""
     codes: dict[str, ChannelCodes] = {}
     coders: dict[str, list[Coder | None]] = {}
-    damping = Gptq(scheme.layers, scheme.table).damping
     for n, site in enumerate(sites):
-        source, name = str(site.input.name), str(site.table.name)
+        name, stem = str(site.table.name), folder / f"{segment.name}.{n}"
         if is_static(site, others):
-            inputs = gptq.objective(
-                _rounded_moment(source, ranges.get(source), stream).finish(), damping, site.role
-            )
-            codes[name] = _channels(site, inputs, folder / f"{segment.name}.{n}")
+            rows, columns = site.weight.shape
+            codes[name] = ChosenCodes(name.removesuffix(".weight"), (rows, columns), stem)
         else:
-            inputs = gptq.objective(moments(segment, stream)[source].finish(), damping, site.role)
-            coders[name] = [
-                None
-                if grid is None
-                else quantized(weight, grid, inputs, site, folder / f"{segment.name}.{n}.{i}")
-                for i, (weight, grid) in enumerate(pieces(site, scheme))
-            ]
-    return Chosen(ranges, codes, coders)
+            coders[name] = list(filed(site, scheme, stem))
+    return Chosen({}, codes, coders)
+
+
+def _choose(segment: Segment, sites: Sequence[Site], scheme: Static, own: Chosen, stream: Stream) -> None:
+    damping = Gptq(scheme.layers, scheme.table).damping
+    for site in sites:
+        source, name = str(site.input.name), str(site.table.name)
+        codes = own.codes.get(name)
+        moment = (
+            moments(segment, stream)[source]
+            if codes is None
+            else _rounded_moment(source, own.ranges.get(source), stream)
+        )
+        inputs = gptq.objective(moment.finish(), damping, site.role)
+        if isinstance(codes, ChosenCodes):
+            _fill_channels(codes, site, inputs)
+        else:
+            fill(own.coders[name], site, scheme, inputs)
 
 
 def _range(name: str, stream: Stream) -> Range:
@@ -157,12 +178,10 @@ def _rounded_moment(name: str, ends: Range | None, stream: Stream) -> Hessian:
     return moment
 
 
-def _channels(site: Site, inputs: gptq.Objective, stem: Path) -> ChosenCodes:
-    weight = site.weight
-    rows, columns = weight.shape
-    chosen = ChosenCodes(str(site.table.name).removesuffix(".weight"), (rows, columns), stem)
-    grid = Channels.of(columns)
-    name = str(site.table.name)
+def _fill_channels(chosen: ChosenCodes, site: Site, inputs: gptq.Objective) -> None:
+    weight, name = site.weight, str(site.table.name)
+    grid = Channels.of(weight.shape[1])
+    chosen.clear()
     work = in_order(
         lambda ab: gptq.quantize(weight.rows(*ab), inputs, grid, name, ab[0]), weight.pieces(CHUNK)
     )
@@ -170,4 +189,3 @@ def _channels(site: Site, inputs: gptq.Objective, stem: Path) -> ChosenCodes:
         scale = coded.scale[:, 0].astype(np.float32)
         codes = (coded.codes.astype(np.int16) - LARGEST) * np.where(scale < 0, -1, 1)[:, None]
         chosen.append(codes.astype(np.int8), np.abs(scale))
-    return chosen

@@ -75,6 +75,11 @@ class ChosenCodes:
             name=f"{name}.scale",
         )
 
+    def clear(self) -> None:
+        """Take away what is there, of a run that was killed."""
+        for which in ("codes", "scale"):
+            self._file(which).unlink(missing_ok=True)
+
     def append(self, codes: np.ndarray, scale: np.ndarray) -> None:
         """Add the next rows: int8 ``[R, K]`` and float32 ``[R]``."""
         for which, array in (("codes", codes), ("scale", scale)):

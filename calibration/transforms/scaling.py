@@ -92,6 +92,12 @@ def givers(decoder: Decoder) -> tuple[str, ...]:
     return tuple(giver for giver, _ in _groups(decoder))
 
 
+def roles_of(decoder: Decoder, giver: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tensors that a giver's scales make smaller (not every model has all of them), and those that read it."""
+    sources, readers, _ = dict(_groups(decoder))[giver]
+    return sources, readers
+
+
 def of_giver(decoder: Decoder, giver: str, scale: np.ndarray) -> np.ndarray:
     """Scales of a reader's inputs as those of what gives them: a key/value head that several query heads share gets the
     geometric mean of theirs."""

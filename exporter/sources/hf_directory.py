@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,21 @@ def load(uri: str) -> Checkpoint:
             ``weights-incomplete``, ``weights-corrupt``; ``path-escapes``, ``file-irregular``,
             ``file-unreadable``, ``file-too-large``.
     """
+    bare = untrained(uri)
+    weights = _read_weights(Path(uri))
+    return dataclasses.replace(bare, weights=with_base_prefix(weights, bare.architecture))
+
+
+def untrained(uri: str) -> Checkpoint:
+    """The configuration and the tokenizer's files of a directory, without weights: a model that is to be trained.
+
+    Raises:
+        OnnxGptError: those of `load` that are not about weights.
+    """
     folder = Path(uri)
     config = read_config(folder)
-    weights = _read_weights(folder)
     files = {name: read_bytes(folder, name, FILE_LIMIT) for name in FILES if has(folder, name)}
-    checkpoint = Checkpoint(uri, config, weights, files)
-    return Checkpoint(uri, config, with_base_prefix(weights, checkpoint.architecture), files)
+    return Checkpoint(uri, config, {}, files)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -28,11 +28,11 @@ class Padded:
     bias: ir.Value
 
 
-def padded(node: ir.Node, query: ir.Value, attention_mask: ir.Value) -> Padded:
+def padded(node: ir.Node, tokens: ir.Value, attention_mask: ir.Value) -> Padded:
     """Add the nodes, once for a graph, in front of its first attention.
 
     Args:
-        query: ``[B, S, …]``; only its length is read.
+        tokens: ``[B, S, …]``; only its length is read.
     """
     graph = node.graph
     assert graph is not None
@@ -48,13 +48,13 @@ def padded(node: ir.Node, query: ir.Value, attention_mask: ir.Value) -> Padded:
     unit = initializer(graph, ir.tensor(np.array([1], np.int32), name="padding.one"))
     last = make("Sub", [total.outputs[0], unit], "padding.last")
     rows = make("Shape", [attention_mask], "padding.rows", start=0, end=1)
-    tokens = make("Expand", [last.outputs[0], rows.outputs[0]], "padding.tokens")
+    counts = make("Expand", [last.outputs[0], rows.outputs[0]], "padding.tokens")
     real = make("Cast", [attention_mask], "padding.real", to=ir.DataType.BOOL)
     per_key = make(
         "Where", [real.outputs[0], scalar("seen", 0.0), scalar("masked", MASKED)], "padding.per_key"
     )
     wide = make("Unsqueeze", [per_key.outputs[0], ints("axes", 1, 2)], "padding.wide")
-    length = make("Shape", [query], "padding.length", start=1, end=2)
+    length = make("Shape", [tokens], "padding.length", start=1, end=2)
     size = make(
         "Concat",
         [rows.outputs[0], ints("heads", 1), length.outputs[0], columns.outputs[0]],
@@ -64,10 +64,10 @@ def padded(node: ir.Node, query: ir.Value, attention_mask: ir.Value) -> Padded:
     bias = make("Expand", [wide.outputs[0], size.outputs[0]], "padding.bias")
     for made, dtype in (
         *((one, ir.DataType.INT64) for one in (columns, rows, length, size)),
-        *((one, ir.DataType.INT32) for one in (total, last, tokens)),
+        *((one, ir.DataType.INT32) for one in (total, last, counts)),
         *((one, ir.DataType.FLOAT) for one in (per_key, wide, bias)),
         (real, ir.DataType.BOOL),
     ):
         made.outputs[0].dtype = dtype
-    graph.insert_before(node, [columns, total, last, rows, tokens, real, per_key, wide, length, size, bias])
-    return Padded(Lengths(tokens.outputs[0], total.outputs[0]), bias.outputs[0])
+    graph.insert_before(node, [columns, total, last, rows, counts, real, per_key, wide, length, size, bias])
+    return Padded(Lengths(counts.outputs[0], total.outputs[0]), bias.outputs[0])

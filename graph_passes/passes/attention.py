@@ -53,7 +53,7 @@ def apply(model: ir.Model, padding: str = "right") -> Outcome:
             known[found.attention_mask] = (
                 lengths(model.graph, found.attention_mask)
                 if padding == "right"
-                else padded(node, found.query, found.attention_mask)
+                else padded(node, _tokens(model, found), found.attention_mask)
             )
         rewrite(found, known[found.attention_mask])
         fired += 1
@@ -145,6 +145,12 @@ def _rotates_inside(rotation: ir.Node) -> bool:
     """onnxruntime's kernel wants a multiple of 16 rotated channels in each head."""
     table = rotation.inputs[1]
     return table is not None and table.shape is not None and table.shape[-1] in range(8, 4096, 8)
+
+
+def _tokens(model: ir.Model, found: Match) -> ir.Value:
+    """A value whose second dim is how many tokens there are: the graph's input, so that who runs the graph in pieces
+    need not make a query again in order to know."""
+    return next((value for value in model.graph.inputs if value.name == "input_ids"), found.query)
 
 
 def rewrite(found: Match, known: Lengths | Padded) -> None:

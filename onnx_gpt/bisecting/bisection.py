@@ -21,7 +21,7 @@ from exporter.checkpoint import ModuleSource, Opened
 from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import parse, run_pipeline
 from onnx_gpt.bisecting import codes, repro
-from onnx_gpt.bisecting.cases import length_for
+from onnx_gpt.bisecting.cases import length_for, stretch_for
 from onnx_gpt.bisecting.judging import truth_of
 from onnx_gpt.bisecting.searching import Culprit, Judged, Search, Stage, search
 from onnx_gpt.bundle.staging import require_absent, staged
@@ -186,7 +186,7 @@ def bisect(
         pipeline = pipeline_of(exported, passes, chosen(target).models[0].pipeline)
         rows = _rows(opened, exported, text)
         original = export(opened, context_length).model if recipe.is_static else exported.model
-        truth = truth_of(original, rows)
+        truth = truth_of(original, rows, stretch_for(original, exported.context_length))
         stages = _stages(opened, exported, pipeline, recipe, Path(folder), progress)
         found = search(exported.model, stages, truth, progress.stage)
         result = facts_of(found, [stage.name for stage in stages], source, pipeline)

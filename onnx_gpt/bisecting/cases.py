@@ -7,6 +7,7 @@ forward pass does not show.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -21,9 +22,11 @@ from onnx_gpt.exporting import interface_unknown, logits_of
 TOKENS = 24
 """Of a row, where no window asks for more."""
 LONGEST = 512
-"""Tokens beyond which no row is made longer, whatever the window."""
+"""Tokens beyond which no row is made longer: a longer window's edge is reached by a cache that is repeated."""
 BEYOND = 8
 """Tokens by which a row is longer than the longest window that is seen."""
+STRETCHED_BYTES = 1 << 30
+"""Bytes that a repeated cache may take, in float64."""
 
 Values = Mapping[str, np.ndarray]
 Run = Callable[[Values], dict[str, np.ndarray]]
@@ -39,6 +42,7 @@ class Case:
         lengths: tokens of each row; shorter ones are padded on the right, in one call only.
         calls: tokens of each call; their sum is the longest length.
         keep: logits asked for in each call, from the last; 0 for all.
+        stretch: tokens that the first call's cache is repeated to before the second; 0 for as it is.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Case:
     lengths: tuple[int, ...]
     calls: tuple[int, ...]
     keep: int = 0
+    stretch: int = 0
 
     @property
     def cached(self) -> bool:
@@ -71,9 +76,18 @@ class Case:
             yield start, start + size
             start += size
 
+    def before(self, call: int) -> int:
+        """Tokens in the cache before a call."""
+        return self.stretch if call and self.stretch else list(self.places())[call][0]
 
-def cases(length: int) -> tuple[Case, ...]:
-    """What is tried on rows of so many tokens."""
+
+def stretched(length: int, stretch: int) -> Case:
+    """A few tokens after a cache that has been repeated to so many."""
+    return Case("past a long window", (0,), (length,), (length - BEYOND, BEYOND), stretch=stretch)
+
+
+def cases(length: int, stretch: int = 0) -> tuple[Case, ...]:
+    """What is tried on rows of so many tokens, and where ``stretch`` is given on a cache that long."""
     half, short = length // 2, max(1, length - 5)
     found = (
         Case("prompt", (0,), (length,), (length,)),
@@ -82,18 +96,39 @@ def cases(length: int) -> tuple[Case, ...]:
         Case("padded batch", (0, 1), (length, short), (length,)),
         Case("step of a batch", (0, 1), (length, length), (length - 1, 1)),
         Case("last logits", (0,), (length,), (length,), keep=min(2, length)),
+        *([stretched(length, stretch)] if stretch else []),
     )
     return tuple(case for case in found if all(case.calls))
 
 
 def length_for(model: ir.Model, context_length: int | None) -> int:
     """Tokens of a row: beyond the longest window, within the context."""
-    windows = [w for node in model.graph if (w := attribute(node, "local_window_size", -1)) > 0]
-    windows += [
-        int(name.rpartition("_")[2]) for name in model.graph.initializers if name.startswith("window_")
-    ]
-    wanted = max([TOKENS, *(w + BEYOND for w in windows if w + BEYOND <= LONGEST)])
+    wanted = max([TOKENS, *(w + BEYOND for w in _windows(model) if w + BEYOND <= LONGEST)])
     return int(min(wanted, context_length or wanted))
+
+
+def stretch_for(model: ir.Model, context_length: int | None) -> int:
+    """Tokens of a cache that ends just before the edge of the longest window, where no row is as long; else 0."""
+    longest = max(_windows(model), default=0)
+    before = longest - BEYOND // 2
+    sizes = [value.shape or () for value in _caches(model)]
+    row = 8 * sum(math.prod(size for size in shape[1:] if isinstance(size, int)) for shape in sizes)
+    fits = context_length is None or before + BEYOND <= context_length
+    seen = longest + BEYOND <= LONGEST
+    return 0 if seen or not sizes or not fits or before * row > STRETCHED_BYTES else before
+
+
+def _caches(model: ir.Model) -> list[ir.Value]:
+    """Inputs that hold keys and values; none where the graph is not understood."""
+    found = interface_of(model.graph)
+    return [] if isinstance(found, str) else list(found.caches)
+
+
+def _windows(model: ir.Model) -> list[int]:
+    """Keys that layers with a window see."""
+    named = (name.rpartition("_")[2] for name in model.graph.initializers if name.startswith("window_"))
+    attributes = (attribute(node, "local_window_size", -1) for node in model.graph)
+    return [*(window for window in attributes if window > 0), *map(int, named)]
 
 
 class Feeding:
@@ -133,14 +168,16 @@ class Feeding:
             past: outputs of the call before; empty for the first.
         """
         start, stop = list(case.places())[call]
-        tokens, mask = case.tokens(text)[:, start:stop], case.mask(stop)
-        counted = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, start:stop]
+        tokens, mask, before = case.tokens(text)[:, start:stop], case.mask(stop), case.before(call)
+        if before > start:
+            mask = np.ones((len(tokens), before + stop - start), np.int64)
+        counted = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, before:]
         interface = self.interface
         given = {
             interface.input_ids: tokens,
             interface.attention_mask: mask,
             interface.position_ids: counted,
-            interface.cache_position: np.arange(start, stop),
+            interface.cache_position: np.arange(before, before + stop - start),
         }
         feeds = {str(v.name): a.astype(_numpy(v)) for v, a in given.items() if v is not None}
         batch = len(case.rows)
@@ -148,6 +185,9 @@ class Feeding:
             name = str(value.name)
             sizes = [batch if i == 0 else size for i, size in enumerate(self._empty[name])]
             feeds[name] = past[self.pasts[name]] if past else np.zeros(sizes, _numpy(value))
+            if before > start:
+                axis = interface.past_axis
+                feeds[name] = np.take(feeds[name], np.arange(before) % feeds[name].shape[axis], axis=axis)
         if self.keeps:
             feeds[KEEP] = np.array(case.keep, np.int64)
         return feeds
@@ -161,14 +201,19 @@ class Feeding:
 
 
 def expected(
-    case: Case, call: int, truth: Mapping[int, np.ndarray]
+    case: Case, call: int, truth: Mapping[int, np.ndarray], far: np.ndarray | None = None
 ) -> Iterator[tuple[int, slice, np.ndarray]]:
     """For each row of a call: its place in the batch, the logits that are of real tokens, and what they must be.
 
     Args:
         truth: logits ``[S, V]`` of each whole row of text.
+        far: the same ``[BEYOND, V]`` of the last tokens after a stretched cache.
     """
     start, stop = list(case.places())[call]
+    if call and case.stretch:
+        assert far is not None
+        yield 0, slice(0, stop - start), far
+        return
     if case.keep:
         start = max(start, stop - case.keep)
     for i, (row, length) in enumerate(zip(case.rows, case.lengths, strict=True)):

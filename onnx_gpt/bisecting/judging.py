@@ -11,7 +11,7 @@ import onnx_ir as ir
 from exporter.errors import rejected
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.prove import FACTOR, FLOOR
-from onnx_gpt.bisecting.cases import Case, Feeding, expected
+from onnx_gpt.bisecting.cases import Case, Feeding, cases, expected, stretched
 from onnx_gpt.bisecting.running import Arithmetic, run
 
 EPSILON = float(np.finfo(np.float32).eps)
@@ -27,12 +27,21 @@ class Truth:
         noise: largest error of the graph itself in float32, of the largest logit.
         arithmetic: ``float64``; or ``moved``, where float64 has no answer: float32, and noise from weights that are an
             ulp off.
+        stretch: tokens of a cache that reaches a long window's edge; 0 where there is no such window.
+        far: logits ``[BEYOND, V]`` of the first row's last tokens after it.
     """
 
     text: np.ndarray
     logits: Mapping[int, np.ndarray]
     noise: float
     arithmetic: Arithmetic
+    stretch: int = 0
+    far: np.ndarray | None = None
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """What is tried."""
+        return cases(self.text.shape[1], self.stretch)
 
     @property
     def tolerance(self) -> float:
@@ -57,8 +66,11 @@ class Deviation:
     why: str = ""
 
 
-def truth_of(model: ir.Model, text: np.ndarray) -> Truth:
+def truth_of(model: ir.Model, text: np.ndarray, stretch: int = 0) -> Truth:
     """Run whole rows, one at a time, by the graph that everything is measured against.
+
+    Args:
+        stretch: of `stretch_for`.
 
     Raises:
         OnnxGptError: ``interface-unknown`` (exit 3); ``model-run-failed``.
@@ -68,7 +80,12 @@ def truth_of(model: ir.Model, text: np.ndarray) -> Truth:
     feeds = [feeding.feeds(case, text, 0, {}) for case in rows]
 
     def logits(arithmetic: Arithmetic) -> list[np.ndarray]:
-        return [values[feeding.logits][0] for values in run(model, feeds, arithmetic=arithmetic)]
+        found = [values[feeding.logits][0] for values in run(model, feeds, arithmetic=arithmetic)]
+        if stretch:
+            case = stretched(text.shape[1], stretch)
+            chain = feeding.chain(case, text, lambda fed: run(model, [fed], arithmetic=arithmetic)[0])
+            found.append(chain[-1][feeding.logits][0])
+        return found
 
     try:
         single = logits("float32")
@@ -85,13 +102,20 @@ def truth_of(model: ir.Model, text: np.ndarray) -> Truth:
     except CannotEvaluate:
         arithmetic, exact, other = "moved", single, logits("moved")
     noise = max(relative(a, b) for a, b in zip(single, other, strict=True))
-    return Truth(text, dict(enumerate(exact)), noise, arithmetic)
+    return Truth(
+        text,
+        dict(enumerate(exact[: len(text)])),
+        noise,
+        arithmetic,
+        stretch,
+        exact[-1] if stretch else None,
+    )
 
 
-def deviations(model: ir.Model, truth: Truth, cases: Sequence[Case]) -> list[Deviation]:
+def deviations(model: ir.Model, truth: Truth, tried: Sequence[Case]) -> list[Deviation]:
     """How far a graph is from the truth in every case that it takes. Weights are read once for each call of a chain."""
     feeding = Feeding(model)
-    left = [case for case in cases if feeding.takes(case)]
+    left = [case for case in tried if feeding.takes(case)]
     worst = {case.name: Deviation(case.name, 0.0) for case in left}
     pasts: dict[str, dict[str, np.ndarray]] = {case.name: {} for case in left}
     for call in range(max(len(case.calls) for case in left)):
@@ -126,7 +150,7 @@ def _run_all(
 
 def _worse(worst: Deviation, case: Case, call: int, logits: np.ndarray, truth: Truth) -> Deviation:
     """The larger deviation: that so far, or that of one more call."""
-    for i, rows, wanted in expected(case, call, truth.logits):
+    for i, rows, wanted in expected(case, call, truth.logits, truth.far):
         if logits.ndim != 3 or logits[i, rows].shape != wanted.shape:
             return Deviation(case.name, float("inf"), call, f"logits are {list(logits.shape)}")
         error = relative(logits[i, rows], wanted)

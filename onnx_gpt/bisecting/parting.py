@@ -17,14 +17,15 @@ from graph_passes import run_pipeline
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.prove import FACTOR, FLOOR
 from onnx_gpt.bisecting.aligning import aligned
-from onnx_gpt.bisecting.cases import Case, Feeding, cases, length_for
+from onnx_gpt.bisecting.cases import Case, Feeding, length_for, stretch_for
 from onnx_gpt.bisecting.comparing import distances
 from onnx_gpt.bisecting.drawing import heat_map
 from onnx_gpt.bisecting.judging import EPSILON, Truth, deviations, relative, truth_of
 from onnx_gpt.bisecting.running import as_written, run
 from onnx_gpt.bundle.staging import require_absent, staged
-from onnx_gpt.exporting import CANONICAL_PIPELINE, export
-from onnx_gpt.parity.sides import open_side
+from onnx_gpt.exporting import canonical_pipeline, export
+from onnx_gpt.parity.sides import Side, open_side
+from onnx_gpt.parity.structure import float_twin
 from onnx_gpt.parity.text import evaluation_tokens
 from onnx_gpt.progress import Progress, Silent
 
@@ -79,7 +80,8 @@ class Parting(pydantic.BaseModel):
         tolerance: of logits.
         cases: largest error of the candidate's logits in each case, of the largest logit; None where it does not run.
         first: where they part; None where they do not.
-        lossy: whether one of the two is quantized, so that they have to part somewhere.
+        twin: whether both of these are of the candidate's float twin (`onnx_gpt.parity.twin`) and not of itself.
+        lossy: whether one of the two is quantized, and not its twin was run, so that they have to part somewhere.
         table: distances at every point on one prompt.
         folder: where files were written; None where none were asked for.
     """
@@ -95,6 +97,7 @@ class Parting(pydantic.BaseModel):
     tolerance: float
     cases: Mapping[str, float | None]
     first: PointFacts | None
+    twin: bool = False
     lossy: bool
     table: tuple[DistanceFacts, ...]
     folder: str | None = None
@@ -130,7 +133,9 @@ def compare_layers(
     progress.stage("load")
     sides = [open_side(uri) for uri in (candidate, against)]
     ours, theirs = (runnable(side.opened) for side in sides)
-    points = aligned(ours, theirs)  # refused before anything is run
+    twin = _twin_of(sides[0], sides[1])
+    exact = ours if twin is None else twin
+    points = aligned(exact, theirs)  # refused before anything is run
     contexts = [side.facts.context for side in sides if side.facts.context is not None]
     context = min(contexts, default=None)
     tokenizer = sides[1].tokenizer or sides[0].tokenizer
@@ -143,12 +148,12 @@ def compare_layers(
         return np.resize(wanted.windows, (count, size))
 
     progress.stage("run")
-    truth = truth_of(theirs, rows(2, length))
-    tried = cases(length)
-    found = {deviation.case: deviation for deviation in deviations(ours, truth, tried)}
+    truth = truth_of(theirs, rows(2, length), stretch_for(theirs, context))
+    tried = truth.cases
+    found = {deviation.case: deviation for deviation in deviations(exact, truth, tried)}
     far = [case for case in tried if case.name in found and not found[case.name].error <= truth.tolerance]
     progress.stage("align")
-    first = next(filter(None, (_first(ours, theirs, truth, case, points) for case in far)), None)
+    first = next(filter(None, (_first(exact, theirs, truth, case, points) for case in far)), None)
     progress.stage("compare")
     measured = distances(ours, theirs, rows(1, prompt), progress, costs=costs)
     result = Parting(
@@ -161,7 +166,8 @@ def compare_layers(
         tolerance=truth.tolerance,
         cases={name: d.error if math.isfinite(d.error) else None for name, d in found.items()},
         first=first,
-        lossy=any(side.scheme != "none" for side in sides),
+        twin=twin is not None,
+        lossy=twin is None and any(side.scheme != "none" for side in sides),
         table=tuple(
             DistanceFacts(
                 layer=layer_of(d.point),
@@ -197,10 +203,19 @@ def runnable(opened: Opened) -> ir.Model:
     exported = export(opened)
     model = exported.model
     if isinstance(opened, GraphSource) and not any(ROLE in node.metadata_props for node in model.graph):
-        context = f"{{context_length={exported.context_length}}}" if exported.context_length else ""
-        run_pipeline(model, CANONICAL_PIPELINE.replace("{context}", context), verify=False)
+        run_pipeline(model, canonical_pipeline(exported.context_length), verify=False)
     as_written(model)
     return model
+
+
+def _twin_of(candidate: Side, reference: Side) -> ir.Model | None:
+    """A lossy bundle with the float weights of its source, which has to part from it no more than a float one has."""
+    if not isinstance(candidate.opened, GraphSource) or reference.scheme != "none":
+        return None
+    twin = float_twin(candidate.opened.path, candidate.scheme, reference.opened)
+    if twin is not None:
+        as_written(twin)
+    return twin
 
 
 def layer_of(point: str) -> int | None:

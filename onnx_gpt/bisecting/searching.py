@@ -12,7 +12,7 @@ from graph_passes.matching import listening, role_of
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.samples import Scenario
 from onnx_gpt.bisecting import codes
-from onnx_gpt.bisecting.cases import Case, Feeding, cases
+from onnx_gpt.bisecting.cases import Case, Feeding
 from onnx_gpt.bisecting.judging import Deviation, Truth, deviations, relative
 from onnx_gpt.bisecting.locating import Piece, Wrong, judge, pieces
 from onnx_gpt.bisecting.running import as_written, run
@@ -123,7 +123,7 @@ def search(model: ir.Model, stages: Sequence[Stage], truth: Truth, report: Repor
     Raises:
         OnnxGptError: ``interface-unknown`` (exit 3), and what the stages raise.
     """
-    tried = cases(truth.text.shape[1])
+    tried = truth.cases
 
     def judged(index: int) -> Judged:
         report(f"{names[index]}: run")
@@ -220,7 +220,7 @@ def _calls(
         yield (
             feeds,
             feeds | past,
-            Scenario(len(case.rows), stop - start, start, lengths, case.keep or stop - start),
+            Scenario(len(case.rows), stop - start, case.before(call), lengths, case.keep or stop - start),
         )
 
 

@@ -20,14 +20,14 @@ class Build:
         pipeline: passes of the targets; the recipe's own go before them.
         recipe: settings of this one.
         runtimes: all that will run it.
-        qdq: whether its weights are written with standard operators.
+        constant_scales: whether the scales of lookups are written as constants.
     """
 
     name: str
     pipeline: str
     recipe: Recipe
     runtimes: tuple[Runtime, ...]
-    qdq: bool = False
+    constant_scales: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +62,20 @@ def plan(recipe: Recipe) -> Plan:
 
 def _use(builds: list[Build], target: Target, model: ModelFile, recipe: Recipe) -> int:
     """The build that a model comes from, added where there is none yet."""
-    own = recipe.of(model)
-    if own.kv_cache not in model.runtime.caches:
+    own, runtime = recipe.of(model), model.runtime
+    if own.kv_cache not in runtime.caches:
         raise unsupported(
             "target-unsupported",
-            f"{model.runtime.name} does not feed a cache of type {own.kv_cache}",
+            f"{runtime.name} does not feed a cache of type {own.kv_cache}",
             "use --kv-cache float",
         )
     lowering = own.passes or model.pipeline
     for i, build in enumerate(builds):
-        if (build.pipeline, build.recipe, build.qdq) == (lowering, own, model.runtime.qdq):
-            if model.runtime not in build.runtimes:
-                builds[i] = dataclasses.replace(build, runtimes=(*build.runtimes, model.runtime))
+        if (build.pipeline, build.recipe, build.constant_scales) == (lowering, own, runtime.constant_scales):
+            if runtime not in build.runtimes:
+                builds[i] = dataclasses.replace(build, runtimes=(*build.runtimes, runtime))
             return i
-    builds.append(Build(f"{target.name}:{model.name}", lowering, own, (model.runtime,), model.runtime.qdq))
+    builds.append(Build(f"{target.name}:{model.name}", lowering, own, (runtime,), runtime.constant_scales))
     return len(builds) - 1
 
 

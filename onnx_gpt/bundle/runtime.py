@@ -19,14 +19,14 @@ class Runtime:
         lacks: operators that it has no kernel for, or none that is worth having, as ``domain::op``; the domain is left
             out for standard ones.
         caches: types of key/value cache that it feeds: ``float``, ``int8``.
-        qdq: whether it wants weights of 4 and 8 bits by DequantizeLinear, and not in onnxruntime's own operators.
+        constant_scales: whether it looks up a table of codes only where its scales are constants, and no cast of one.
     """
 
     name: str
     opset: int = 24
     lacks: frozenset[str] = frozenset()
     caches: tuple[str, ...] = ("float", "int8")
-    qdq: bool = False
+    constant_scales: bool = False
 
 
 def require_runs(model: ir.Model, runtime: Runtime) -> None:

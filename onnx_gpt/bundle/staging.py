@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from exporter.errors import Exit, OnnxGptError
 
 
@@ -75,6 +77,40 @@ def scratch(out: Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` for work that outlives a kill.
+
+    It goes with the block, which may end well or with an error; where that is killed or interrupted it stays, and is
+    what the next one for this output is given.
+
+    Raises:
+        OnnxGptError: ``output-busy`` (exit 10) where another process is in such a block.
+    """
+    folder = out.absolute().parent / f".{out.name}.unfinished"
+    with _explained(out, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise OnnxGptError(
+                "output-busy",
+                f"another run is making {out}",
+                "wait for it, or choose another -o",
+                exit=Exit.EXISTS,
+            ) from None
+        try:
+            yield folder
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            lock.release()
 
 
 @contextmanager

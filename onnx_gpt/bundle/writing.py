@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -24,6 +25,8 @@ WRITERS = 2
 PIECE = 4 << 20
 """Bytes that are copied at once."""
 ALIGNMENT = 4096
+INSIDE = 256
+"""Bytes of a tensor that lies in ``model.onnx`` itself, at most."""
 
 
 def nbytes(model: ir.Model) -> int:
@@ -44,6 +47,27 @@ def save(model: ir.Model, folder: Path, progress: Progress) -> None:
         align_threshold=ALIGNMENT,
         callback=lambda tensor, info: progress.advance(info.index + 1, info.total, tensor.name or ""),
     )
+
+
+def written_bytes(model: ir.Model) -> int:
+    """Bytes of the two files that `save` would write; no tensor is computed, and the model is not one afterwards."""
+    data = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        shape = ir.Shape([dim for dim in tensor.shape if isinstance(dim, int)])
+        if tensor.nbytes <= INSIDE:
+            zeros = np.zeros(shape.numpy(), tensor.dtype.numpy())
+            value.const_value = ir.Tensor(zeros, dtype=tensor.dtype, name=str(tensor.name))
+            continue
+        if tensor.nbytes > ALIGNMENT:
+            data = -(-data // ALIGNMENT) * ALIGNMENT
+        value.const_value = ir.ExternalTensor(
+            DATA, data, tensor.nbytes, tensor.dtype, shape=shape, name=str(tensor.name)
+        )
+        data += tensor.nbytes
+    return data + len(ir.to_proto(model).SerializeToString())
 
 
 def place(written: Path, wanted: ModelFile, bundle: Path, *, move: bool) -> int:

@@ -94,6 +94,9 @@ def show_report(report: Report, out: object) -> None:
         show_parity(report.parity)
     else:
         print("parity: not run")
+    if report.predicted:
+        print()
+        show_predicted(report.predicted)
     for target, digest in report.certificates.items():
         print(f"certificate of {target}: {digest}")
 
@@ -106,6 +109,34 @@ def show_search(search: Mapping[str, Any]) -> None:
         for name, point in sorted(points, key=lambda entry: float(entry[1]["bytes"]))
     ]
     print_table(("size", "mean KL, expected", "tokens a second, expected", ""), rows)
+
+
+PREDICTED = {
+    "size": ("size, MB", 1e-6),
+    "own_kl": ("mean KL of this step", 1.0),
+    "kl": ("mean KL in all", 1.0),
+}
+"""Figures of a plan that a report shows; speed and memory are what `bench` measures."""
+
+
+def show_predicted(predicted: Mapping[str, Any]) -> None:
+    """What a plan expected, beside what came of it."""
+    rows = []
+    for key, (name, scale) in PREDICTED.items():
+        one = predicted.get(key)
+        if one is not None:
+            low, value, high = (f"{scale * one[part]:.3g}" for part in ("low", "value", "high"))
+            measured = one["measured"]
+            told = "not measured" if measured is None else f"{scale * measured:.3g}"
+            rows.append(
+                (
+                    name,
+                    f"{value} ({low}–{high})",
+                    told,
+                    {None: "", True: "held", False: "missed"}[one["held"]],
+                )
+            )
+    print_table(("plan", "expected", "measured", ""), rows)
 
 
 def show_parity(parity: Parity) -> None:

@@ -11,6 +11,8 @@ from cyclopts import Parameter
 from onnx_gpt.commands._show import echo, print_json, print_table
 from onnx_gpt.generation.measuring import Spread
 from onnx_gpt.generation.measuring import bench as measure
+from onnx_gpt.planning.prediction import CONTEXT
+from onnx_gpt.recipe_file import FILE, predicted_of
 
 
 def bench(
@@ -64,7 +66,19 @@ def bench(
             ("peak memory, MB", f"{result.peak_rss_bytes / 1e6:.0f}", "", ""),
         ],
     )
+    _show_expected(bundle, prompt_tokens, context)
     return 0
+
+
+def _show_expected(bundle: Path, prompt_tokens: int, context: int) -> None:
+    """What a plan expected of the bundle's speed, where one did and the same was measured."""
+    recipe = bundle / FILE
+    predicted = predicted_of(recipe) if recipe.is_file() else None
+    if predicted is None or (prompt_tokens, context) != (CONTEXT, CONTEXT):
+        return
+    for name, one in (("prefill", predicted.prompt), ("decode", predicted.decode)):
+        if one is not None:
+            print(f"{name}: {one.value:.0f} expected ({one.low:.0f}–{one.high:.0f}), {one.basis}")
 
 
 def _spread(spread: Spread, digits: int) -> tuple[str, str, str]:

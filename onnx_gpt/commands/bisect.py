@@ -164,7 +164,7 @@ def show_parting(found: Parting) -> None:
         )
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(grid)
     if found.first is None:
-        print("\nthey do not part beyond noise")
+        print(f"\nthey do not part beyond noise{' but for what rounding weights does' if found.twin else ''}")
         return
     first = found.first
     mark = "they have to, being quantized, and" if found.lossy else "✗ they"

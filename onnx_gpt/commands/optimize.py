@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from onnx_gpt.commands._settings import Flags, Settings
 from onnx_gpt.commands._show import echo, progress_bar, show_report
 from onnx_gpt.optimizing.pipeline import run
-from onnx_gpt.recipe_file import SEARCHED, recipe_of
+from onnx_gpt.recipe_file import SEARCHED, predicted_of, recipe_of
 
 NONE = Flags()
 GRIDS = {"block_size", "table_bits", "mixed"}
@@ -56,7 +56,8 @@ def optimize(
         told = {"budget": budget, **{name: value for name, value in told.items() if name not in GRIDS}}
     echo(f"optimize {source} → {out}", {**origin, **told})
     with progress_bar() as bar:
-        report = run(source, out, job, bar, budget=budget, work=work)
+        expected = predicted_of(recipe) if budget is None else None
+        report = run(source, out, job, bar, budget=budget, work=work, predicted=expected)
     if json:
         print(report.json_text(), end="")
     else:

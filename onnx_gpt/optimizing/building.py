@@ -15,7 +15,7 @@ from typing import Any
 
 from calibration.dynamic.products import quantize_dynamically
 from calibration.kv_cache import attentions_with_cache, quantize_cache
-from calibration.quantization.qdq import to_qdq
+from calibration.quantization.constant_scales import fold_lookup_scales
 from calibration.quantization.weight_only import Coders, Treatment, quantize_weights
 from calibration.scheme import Dynamic, Floats
 from calibration.transforms.rotation import rotated
@@ -69,11 +69,14 @@ class Built:
         return nbytes(self.exported.model)
 
 
-def build(opened: Opened, wanted: Build, folder: Path, stage: Stage, progress: Progress) -> Built:
+def build(
+    opened: Opened, wanted: Build, folder: Path, codes: Path, stage: Stage, progress: Progress
+) -> Built:
     """Make one graph and decide how each of its weights is written.
 
     Args:
         folder: made for what the model needs until it has been written.
+        codes: the same, for what takes long: where a run that was killed has left this folder, it goes on from there.
 
     Raises:
         OnnxGptError: with the exit status of docs/errors.md.
@@ -96,9 +99,9 @@ def build(opened: Opened, wanted: Build, folder: Path, stage: Stage, progress: P
         require_contract(exported.model, passes)
         decoder = decoder_facts(exported.model, exported.vocab_size, exported.context_length)
         facts["nodes"] = len(exported.model.graph)
-    quantized, calibration = _quantize(opened, exported, recipe, channels, folder, stage, progress)
-    if wanted.qdq:
-        to_qdq(exported.model)
+    quantized, calibration = _quantize(opened, exported, recipe, channels, folder, codes, stage, progress)
+    if wanted.constant_scales:
+        fold_lookup_scales(exported.model)
     for runtime in wanted.runtimes:
         require_runs(exported.model, runtime)
     model_facts = ModelFacts(
@@ -116,8 +119,7 @@ def build(opened: Opened, wanted: Build, folder: Path, stage: Stage, progress: P
 def write(built: Built, progress: Progress) -> None:
     """Stream a model into its folder, and drop what it was made of."""
     save(built.exported.model, built.folder, progress)
-    for name in ("codes", "channels"):
-        shutil.rmtree(built.folder / name, ignore_errors=True)
+    shutil.rmtree(built.folder / "channels", ignore_errors=True)
 
 
 def _quantize(
@@ -126,6 +128,7 @@ def _quantize(
     recipe: Recipe,
     channels: Channels | None,
     folder: Path,
+    codes: Path,
     stage: Stage,
     progress: Progress,
 ) -> tuple[dict[str, int], dict[str, Any]]:
@@ -134,13 +137,14 @@ def _quantize(
     coders: Coders = {}
     if recipe.chooses_codes:
         with stage("codes"):
-            coders, calibration = choose_codes(opened, exported, recipe, folder / "codes", progress)
+            coders, calibration = choose_codes(opened, exported, recipe, codes, progress)
     static: Sequence[str] = ()
     if recipe.is_static:
         with stage("ranges"):
-            static, coders, calibration = quantize_statically(
-                opened, exported, recipe, channels.static if channels else (), folder / "codes", progress
+            static, coders, text = quantize_statically(
+                opened, exported, recipe, channels.static if channels else (), codes, progress
             )
+            calibration |= text
     if recipe.kv_cache == "int8":
         with stage("cache"):
             cached = quantize_kv_cache(opened, exported, recipe, folder / "cache", progress)

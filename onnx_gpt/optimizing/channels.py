@@ -10,10 +10,11 @@ from typing import Any
 
 from calibration.data.windows import Windows, require_apart
 from calibration.quantization import awq, bias_correction
-from calibration.scheme import BiasCorrected, WeightOnly
+from calibration.scheme import BiasCorrected, Static, WeightOnly
 from calibration.transforms.rotation import rotated
 from calibration.transforms.scaling import Scales, givers, of_giver, of_readers, scaled
-from calibration.transforms.smoothing import smooth
+from calibration.transforms.smoothing import SMOOTHED, smooth
+from calibration.walking import GIVERS
 from exporter.checkpoint import Opened
 from exporter.decoder import Decoder
 from exporter.errors import unsupported
@@ -67,11 +68,11 @@ def channels_of(opened: Opened, recipe: Recipe, pipeline: str, folder: Path, pro
     if recipe.is_static:
         tokens = windows.tokens[:SMOOTHING_WINDOWS]
         found = smooth(decoder, exported.model, tokens, givers(decoder), folder, progress.advance)
-        limit = MOST_ERROR if recipe.block_size is None else 0.0  # who names blocks wants down in them
+        scheme = recipe.scheme()
+        limit = MOST_ERROR if isinstance(scheme, Static) and scheme.by_token else 0.0
         static = (role for role, error in found.errors.items() if role.endswith("down") and error < limit)
-        return Channels(
-            functools.partial(_turned_and_scaled, scales=found.scales), windows.facts(), tuple(static)
-        )
+        text = windows.facts() | _told(decoder, found.scales, SMOOTHED)
+        return Channels(functools.partial(_turned_and_scaled, scales=found.scales), text, tuple(static))
     scheme = recipe.scheme()
     assert isinstance(scheme, WeightOnly)
     if isinstance(scheme, BiasCorrected):
@@ -89,7 +90,20 @@ def channels_of(opened: Opened, recipe: Recipe, pipeline: str, folder: Path, pro
         progress.advance,
     )
     own = {giver: of_giver(decoder, giver, scale) for giver, scale in scales.items()}
-    return Channels(functools.partial(scaled, scales=own), windows.facts())
+    text = windows.facts() | _told(decoder, own, tuple(dict.fromkeys(GIVERS.values())))
+    return Channels(functools.partial(scaled, scales=own), text)
+
+
+def _told(decoder: Decoder, scales: Scales, places: tuple[str, ...]) -> dict[str, Any]:
+    """For the report: in how many layers channels of each place were scaled, and which cannot be scaled exactly."""
+    able = givers(decoder)
+    of = {place: [role for role in able if role.endswith(place)] for place in places}
+    return {
+        "channels_scaled": {
+            place: sum(role in scales for role in roles) for place, roles in of.items() if roles
+        },
+        "channels_not_scalable": [place for place, roles in of.items() if not roles],
+    }
 
 
 def _turned_and_scaled(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from calibration.data.windows import require_apart
+import onnxruntime as ort
+
+from calibration.data.windows import Windows, require_apart
 from calibration.quantization.calibrated import calibrate
 from calibration.quantization.weight_only import Coders
-from calibration.scheme import Gptq
+from calibration.scheme import Gptq, WeightOnly
 from exporter.checkpoint import Opened
+from onnx_gpt._version import __version__
+from onnx_gpt.certificate.canonical import digest
+from onnx_gpt.certificate.source import source_digests
 from onnx_gpt.exporting import Exported
 from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.parity.prove import evaluation_text
@@ -23,7 +29,8 @@ def choose_codes(
     """Codes for every product inside a layer of the float graph, which is not changed.
 
     Args:
-        folder: made for what is kept meanwhile; the codes lie in it until the model has been written.
+        folder: the codes lie in it until the model has been written. Where a run of the same job was killed, its folder
+            goes on from there.
 
     Returns:
         Coders for `quantize_weights`, and the facts of the text for the report.
@@ -38,6 +45,22 @@ def choose_codes(
     )
     if recipe.parity:
         require_apart(windows.tokens, evaluation_text(opened, exported, recipe).windows)
-    folder.mkdir()
-    coders = calibrate(exported.model, scheme, windows.tokens, folder, progress.advance)
+    key = job_key(opened, exported, scheme, windows)
+    coders = calibrate(exported.model, scheme, windows.tokens, folder, progress.advance, key)
     return coders, windows.facts()
+
+
+def job_key(
+    opened: Opened, exported: Exported, scheme: WeightOnly, windows: Windows, others: Collection[str] = ()
+) -> str:
+    """A digest of all that codes depend on: the source's bytes, its graph, the text, the scheme, versions."""
+    return digest(
+        {
+            "source": source_digests(opened, exported.module),
+            "graph": [f"{node.op_type} {node.name}" for node in exported.model.graph],
+            "text": windows.facts(),
+            "scheme": repr(scheme),
+            "others": sorted(others),
+            "versions": [__version__, ort.__version__],
+        }
+    )

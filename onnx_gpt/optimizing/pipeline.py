@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from exporter import sources
 from exporter.checkpoint import Opened
 from onnx_gpt._version import __version__
 from onnx_gpt.bundle.plan import Build, Plan, plan
-from onnx_gpt.bundle.staging import require_absent, require_space, scratch
+from onnx_gpt.bundle.staging import require_absent, require_space, scratch, unfinished
 from onnx_gpt.bundle.writing import MODEL
 from onnx_gpt.certificate.probes import Asked, ask
+from onnx_gpt.lineage import lineage_of
 from onnx_gpt.optimizing.building import Built, build, write
 from onnx_gpt.optimizing.publishing import bundle_facts, publish
 from onnx_gpt.parity.prove import evaluation_text, prove_against, reference_of, require_passed
+from onnx_gpt.planning.prediction import Predicted
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
-from onnx_gpt.recipe_file import SEARCHED, recipe_of, toml_text
+from onnx_gpt.recipe_file import SEARCHED, predicted_of, recipe_of, toml_text
 from onnx_gpt.report import SCHEMA, ModelFacts, Report, SourceFacts, Stages
 from onnx_gpt.searching.allocating import allocate
 from onnx_gpt.searching.budget import parse_budget
@@ -59,7 +61,8 @@ def optimize(
         OnnxGptError: with the exit status of docs/errors.md; ``parity-failed`` (exit 5) publishes nothing.
     """
     job = recipe_of(settings, recipe, defaults=None if budget is None else SEARCHED)
-    return run(source, Path(out), job, progress or Silent(), budget=budget, work=work)
+    expected = predicted_of(recipe) if budget is None else None
+    return run(source, Path(out), job, progress or Silent(), budget=budget, work=work, predicted=expected)
 
 
 def run(
@@ -70,8 +73,9 @@ def run(
     *,
     budget: str | None = None,
     work: Path | None = None,
+    predicted: Predicted | None = None,
 ) -> Report:
-    """`optimize` with its settings as one value."""
+    """`optimize` with its settings as one value, and what a plan expects of them."""
     require_absent(out)
     found = (
         None
@@ -80,8 +84,10 @@ def run(
     )
     recipe = recipe if found is None else found.recipe
     made = plan(recipe)
-    with scratch(out) as folder:
-        return _run(source, out, recipe, made, progress, folder, {} if found is None else found.json())
+    chooses = any(one.recipe.chooses_codes or one.recipe.is_static for one in made.builds)
+    with scratch(out) as folder, unfinished(out) if chooses else nullcontext(folder) as codes:
+        search = {} if found is None else found.json()
+        return _run(source, out, recipe, made, progress, folder, codes, search, predicted)
 
 
 def _run(
@@ -91,13 +97,16 @@ def _run(
     made: Plan,
     progress: Progress,
     folder: Path,
+    codes: Path,
     search: dict[str, Any],
+    predicted: Predicted | None,
 ) -> Report:
     stages = Stages(progress.stage)
     with stages.stage("load"):
         opened = sources.load(source)
     built = [
-        _written(opened, out, made, i, folder / str(i), stages, progress) for i in range(len(made.builds))
+        _written(opened, out, made, i, folder / str(i), codes / f"{i}.codes", stages, progress)
+        for i in range(len(made.builds))
     ]
     asked: Asked | None = None
     if recipe.parity:
@@ -105,7 +114,11 @@ def _run(
             built, asked = _proven(opened, made, built, progress)
     exported = built[0].exported
 
+    lineage = lineage_of(source)
+    path = made.targets[0].models[0].path
+
     def report_of(first: ModelFacts, models: dict[str, ModelFacts], files: dict[str, int]) -> Report:
+        size = sum(nbytes for name, nbytes in files.items() if name.startswith(path))
         return Report(
             schema=SCHEMA,
             version=__version__,
@@ -121,13 +134,23 @@ def _run(
             parity=first.parity,
             models=models,
             search=search,
+            predicted={} if predicted is None else predicted.against(size, first.parity),
+            lineage=lineage,
         )
 
-    return publish(out, made, built, opened, report_of, toml_text(recipe.resolved()), asked)
+    text = toml_text(recipe.resolved(), predicted)
+    return publish(out, made, built, opened, report_of, text, asked)
 
 
 def _written(
-    opened: Opened, out: Path, made: Plan, i: int, folder: Path, stages: Stages, progress: Progress
+    opened: Opened,
+    out: Path,
+    made: Plan,
+    i: int,
+    folder: Path,
+    codes: Path,
+    stages: Stages,
+    progress: Progress,
 ) -> Built:
     """One build, in its folder. What its targets refuse is refused before anything is written."""
     wanted = made.builds[i]
@@ -135,7 +158,7 @@ def _written(
     def stage(name: str) -> AbstractContextManager[dict[str, int]]:
         return stages.stage(name if len(made.builds) == 1 else f"{wanted.name}: {name}")
 
-    built = build(opened, wanted, folder, stage, progress)
+    built = build(opened, wanted, folder, codes, stage, progress)
     for target, uses in zip(made.targets, made.uses, strict=True):
         if i in uses:
             target.files(bundle_facts(built, opened))
@@ -157,7 +180,7 @@ def _proven(
     exported = built[0].exported
     text = evaluation_text(opened, exported, strictest.recipe)
     proven = []
-    with reference_of(opened, exported, strictest.recipe, progress) as reference:
+    with reference_of(opened, exported, strictest.recipe, progress, models=len(built)) as reference:
         for wanted, one in zip(made.builds, built, strict=True):
             parity = prove_against(reference, text, one.folder / MODEL, wanted.recipe, progress)
             require_passed(parity, wanted.name if len(built) > 1 else "")

@@ -13,6 +13,7 @@ from calibration.static.qdq import quantize_products, static_sites
 from exporter.checkpoint import Opened
 from onnx_gpt.exporting import Exported
 from onnx_gpt.optimizing.calibrating import calibration_windows, distributions
+from onnx_gpt.optimizing.codes import job_key
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 
@@ -29,7 +30,7 @@ def quantize_statically(
 
     Args:
         others: roles that are to be static too, their inputs rounded token by token (`onnx_gpt.optimizing.channels`).
-        folder: made for what is kept until the model has been written.
+        folder: as `onnx_gpt.optimizing.codes.choose_codes` takes it.
 
     Returns:
         Roles of the products, codes of what is left, and the facts of the text for the report.
@@ -43,8 +44,8 @@ def quantize_statically(
     sites = static_sites(exported.model, others)
     coders: Coders = {}
     if scheme.method == "gptq":
-        folder.mkdir()
-        chosen = calibrate(exported.model, scheme, windows.tokens, folder, progress.advance, others)
+        key = job_key(opened, exported, scheme, windows, others)
+        chosen = calibrate(exported.model, scheme, windows.tokens, folder, progress.advance, others, key)
         quantize_products(exported.model, sites, chosen.ranges_of(sites), chosen.codes)
         coders = chosen.coders
     else:

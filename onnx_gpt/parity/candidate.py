@@ -63,6 +63,7 @@ class Candidate:
         self.interface: GraphInterface = interface_by_name(self.session) or interface_by_flow(model)
         self.inputs: dict[str, Any] = {value.name: value for value in self.session.get_inputs()}
         self.cached = self.remembers = bool(self.interface.slots)
+        self.cache_axis = self.interface.axis
         self.pads = self.interface.mask is not None
         rows = self.inputs[self.interface.tokens].shape
         self.batches = not isinstance(rows[0], int)

@@ -26,9 +26,7 @@ ERRORS = 2.0
 
 
 class Reference(Model, Protocol):
-    """What a candidate is compared with: it can be computed in several ways, and goes on with a text."""
-
-    def greedy(self, tokens: np.ndarray, count: int) -> list[int]: ...
+    """What a candidate is compared with: it can be computed in several ways."""
 
     def alternatives(self, tokens: np.ndarray) -> Iterator[tuple[str, np.ndarray]]: ...
 
@@ -37,6 +35,10 @@ class Greedily(Model, Protocol):
     """A candidate that goes on with a text."""
 
     def greedy(self, tokens: np.ndarray, count: int) -> list[int]: ...
+
+
+class Either(Reference, Greedily, Protocol):
+    """A model that may be one or the other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +127,18 @@ def _require_shape(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 def _greedy(candidate: Greedily, reference: Reference, prompt: np.ndarray, count: int, tie: float) -> Greedy:
-    ours, theirs = candidate.greedy(prompt, count), reference.greedy(prompt, count)
-    agreed = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), count)
+    """The candidate's text, each token of it beside what the reference chooses after the same tokens.
+
+    Up to the first that differs that is the reference's own greedy text, for one pass of it.
+    """
+    ours = candidate.greedy(prompt, count)
+    sequence = np.concatenate([prompt, np.array(ours[:-1], np.int64)])
+    logits = reference.logits(sequence[None])[0, len(prompt) - 1 :]
+    theirs = logits.argmax(-1)
+    agreed = next((i for i, token in enumerate(ours) if token != theirs[i]), count)
     if agreed == count:
         return Greedy(count, count, "none")
-    sequence = np.concatenate([prompt, np.array(theirs[:agreed], np.int64)])
-    logits = reference.logits(sequence[None])[0, -1]
-    near = float(logits[theirs[agreed]] - logits[ours[agreed]]) <= tie
+    near = float(logits[agreed, theirs[agreed]] - logits[agreed, ours[agreed]]) <= tie
     return Greedy(count, agreed, "near tie" if near else "different")
 
 

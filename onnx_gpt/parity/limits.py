@@ -91,7 +91,7 @@ def scheme_of(path: Path) -> str:
         return "w8a8"
     if widths or any(_is_codes(node) for node in nodes):
         return "int8"
-    if any(value.dtype in HALVES and _computes(value) for value in graph.initializers.values()):
+    if computes_in_halves(graph):
         return "fp16"
     if any(value.dtype == ir.DataType.INT8 for value in graph.inputs):
         return "none, int8 cache"
@@ -108,6 +108,7 @@ def _is_codes(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and source is not None and source.is_initializer()
 
 
-def _computes(value: ir.Value) -> bool:
+def computes_in_halves(graph: ir.Graph) -> bool:
     """Whether a half-precision initializer is more than something kept small on disk and widened when it is read."""
-    return any(node.op_type != "Cast" for node, _ in value.uses())
+    halves = (value for value in graph.initializers.values() if value.dtype in HALVES)
+    return any(node.op_type != "Cast" for value in halves for node, _ in value.uses())

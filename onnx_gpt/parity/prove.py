@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +13,19 @@ from onnx_gpt.exporting import Exported
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.gate import compare
 from onnx_gpt.parity.limits import limits_of, scheme_of
+from onnx_gpt.parity.recalled import Recalled
 from onnx_gpt.parity.standard import Standard, facts_of, has_torch, reference_missing, reference_model
-from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens
+from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens, even_window
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.report import Limits, Parity
 
 WINDOW = 512
-"""Tokens of a window of text, where the model's context holds as many."""
+"""Tokens of a window of text at most, where the model's context holds as many."""
 UNSTATED_WINDOW = 64
 """The same where nobody has stated the context, as of a user's module."""
+MOST_KEPT = 16
+"""Windows of text whose logits are kept where several models are held against one reference."""
 CASE_BYTES = 64 << 20
 """Bytes that a case's cache may take while a bundle is made; `validate` takes more."""
 
@@ -76,23 +80,30 @@ def evaluation_text(opened: Opened, exported: Exported, recipe: Recipe) -> Evalu
         opened.files.get("tokenizer.json"),
         exported.vocab_size,
         tokens=recipe.tokens,
-        window=min(WINDOW, exported.context_length or UNSTATED_WINDOW),
+        window=even_window(recipe.tokens, min(WINDOW, exported.context_length or UNSTATED_WINDOW)),
         path=recipe.text,
     )
 
 
 @contextmanager
 def reference_of(
-    opened: Opened, exported: Exported, recipe: Recipe, progress: Progress
+    opened: Opened, exported: Exported, recipe: Recipe, progress: Progress, *, models: int = 1
 ) -> Iterator[Standard]:
     """PyTorch in float32; where it is not installed, our own float bundle stands in for a quantized one.
 
     A foreign graph's reference is the graph itself, as its exporter left it.
+
+    Args:
+        models: how many will be held against it; for several, what it gives is kept in files.
     """
     if not has_torch() and (isinstance(opened, ModuleSource) or _wants_torch(opened, recipe)):
         raise reference_missing()
-    with reference_model(opened, exported, recipe.context_length, progress) as model:
-        yield Standard(model, facts_of(exported))
+    with (
+        reference_model(opened, exported, recipe.context_length, progress) as model,
+        tempfile.TemporaryDirectory(prefix="onnx-gpt-reference-") as folder,
+    ):
+        known = Recalled(model, Path(folder), MOST_KEPT) if models > 1 else model
+        yield Standard(known, facts_of(exported))
 
 
 def _wants_torch(opened: Opened, recipe: Recipe) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.scheme import NAMES
 from exporter import sources
 from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
 from exporter.errors import OnnxGptError, rejected
@@ -23,10 +21,11 @@ from onnx_gpt.bundle.reading import CONTEXT_KEYS, read_bundle
 from onnx_gpt.bundle.writing import REPORT
 from onnx_gpt.exporting import export
 from onnx_gpt.parity.candidate import Candidate
-from onnx_gpt.parity.gate import Facts, Greedily, Reference
+from onnx_gpt.parity.gate import Either, Facts, Greedily
 from onnx_gpt.parity.limits import BLOCKED, gate_of, scheme_of
 from onnx_gpt.parity.prove import judged_as
 from onnx_gpt.parity.standard import facts_of, has_torch, original, reference_missing, torch_or_float_bundle
+from onnx_gpt.parity.told import told_beside
 from onnx_gpt.progress import Progress
 
 
@@ -60,16 +59,14 @@ def open_side(uri: str) -> Side:
     """
     opened = sources.load(_graph_of_folder(uri) or uri)
     if isinstance(opened, GraphSource):
-        return Side(
-            uri, opened, _graph_facts(opened), judged_as(scheme_of(opened.path), _asked(opened.path.parent))
-        )
+        return Side(uri, opened, _graph_facts(opened), judged_as(scheme_of(opened.path), _asked(opened.path)))
     if isinstance(opened, ModuleSource):
         return Side(uri, opened, Facts(), "none")
     return Side(uri, opened, facts_of(export(opened)), "none")
 
 
 @contextmanager
-def as_reference(side: Side, threads: int, progress: Progress) -> Iterator[Reference]:
+def as_reference(side: Side, threads: int, progress: Progress) -> Iterator[Either]:
     """Run a side as exactly as it can be.
 
     Raises:
@@ -95,7 +92,7 @@ def as_candidate(side: Side, threads: int, progress: Progress) -> Iterator[Greed
         yield model
 
 
-def _module(opened: ModuleSource) -> Reference:
+def _module(opened: ModuleSource) -> Either:
     if not has_torch():
         raise reference_missing()
     from onnx_gpt.parity.torch_model import TorchModel
@@ -121,25 +118,10 @@ def _graph_of_folder(uri: str) -> str | None:
     return str(read_bundle(folder).model)
 
 
-def _asked(folder: Path) -> str:
-    """What the report beside a graph says of its scheme beyond what the graph shows: ``keep``, or chosen on text.
-
-    Raises:
-        OnnxGptError: ``bundle-invalid`` for a report that is none.
-    """
-    path = folder / REPORT
-    if not path.is_file():
-        return ""
-    try:
-        recipe = json.loads(path.read_text("utf-8"))["recipe"]
-        quantize, method = str(recipe["quantize"]), str(recipe.get("method", "rtn"))
-        if quantize not in ("none", *NAMES):
-            raise ValueError(f"it names a scheme {quantize!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise rejected(
-            "bundle-invalid", f"{path} is not a report: {error}", "build the bundle again"
-        ) from error
-    return gate_of(quantize, "float", method)
+def _asked(model: Path) -> str:
+    """What the report beside a graph says of its scheme beyond what the graph shows: ``keep``, or chosen on text."""
+    told = told_beside(model)
+    return "" if told is None else gate_of(told.quantize, "float", told.method)
 
 
 def _graph_facts(opened: GraphSource) -> Facts:

@@ -19,7 +19,7 @@ from onnx_gpt.bundle.writing import MODEL, save
 from onnx_gpt.exporting import Exported, export
 from onnx_gpt.parity import noise
 from onnx_gpt.parity.candidate import Candidate
-from onnx_gpt.parity.gate import Facts, Reference
+from onnx_gpt.parity.gate import Either, Facts, Reference
 from onnx_gpt.parity.limits import scheme_of
 from onnx_gpt.progress import Progress
 from onnx_gpt.report import Noise
@@ -37,10 +37,6 @@ class Standard:
         """float32 ``[B, S, V]`` of whole sequences, int64 ``[B, S]``."""
         return self.model.logits(tokens)
 
-    def greedy(self, tokens: np.ndarray, count: int) -> list[int]:
-        """The ``count`` likeliest tokens after ``tokens`` ``[S]``."""
-        return self.model.greedy(tokens, count)
-
     def noise(self, windows: np.ndarray) -> Noise:
         if self._noise is None:
             self._noise = noise.measure(self.model, windows)
@@ -55,7 +51,7 @@ def facts_of(exported: Exported) -> Facts:
 
 
 @contextmanager
-def torch_or_float_bundle(opened: Checkpoint, context: int | None, progress: Progress) -> Iterator[Reference]:
+def torch_or_float_bundle(opened: Checkpoint, context: int | None, progress: Progress) -> Iterator[Either]:
     """PyTorch in float32; where it is not installed, our own float bundle of the checkpoint."""
     if has_torch():
         from onnx_gpt.parity.torch_model import TorchModel
@@ -70,7 +66,7 @@ def torch_or_float_bundle(opened: Checkpoint, context: int | None, progress: Pro
 
 
 @contextmanager
-def original(opened: GraphSource, progress: Progress, threads: int = 0) -> Iterator[Reference]:
+def original(opened: GraphSource, progress: Progress, threads: int = 0) -> Iterator[Either]:
     """The file's graph, run as it stands; one in half precision in float32, where its own rounding is not in the way.
 
     A quantized graph is optimized as it is when it is used: some of its kernels need folded constants.
@@ -88,7 +84,7 @@ def original(opened: GraphSource, progress: Progress, threads: int = 0) -> Itera
 @contextmanager
 def reference_model(
     opened: Opened, exported: Exported, context: int | None, progress: Progress
-) -> Iterator[Reference]:
+) -> Iterator[Either]:
     """The model of a source, as exact as it can be run.
 
     Raises:

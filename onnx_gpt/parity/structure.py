@@ -1,54 +1,71 @@
-"""Two proofs of a quantized graph that no budget blurs: its codes by value, and everything else by its float twin.
+"""Three proofs of a graph that no budget blurs: its weights and its codes by value, all else by its float twin.
 
-Both need the source's weights by the candidate's roles. They come from exporting the source again through the
-candidate's own passes, unread; so the candidate has to be a graph of ours and the reference a source that is exported.
+They need the source's weights by the candidate's roles, so the candidate has to be a graph of ours and the reference a
+source that roles are known of.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
-from calibration.quantization.sites import site_of
-from exporter.checkpoint import ModuleSource, Opened
+from exporter.checkpoint import Checkpoint, ModuleSource, Opened
+from exporter.emitter import ROLE
 from exporter.errors import OnnxGptError
 from exporter.onnx_format.reader import read_file
 from exporter.weights import Weight
-from graph_passes import ORT_PIPELINE, run_pipeline
-from onnx_gpt.bundle.writing import MODEL, REPORT, save
-from onnx_gpt.exporting import export
+from onnx_gpt.bundle.writing import MODEL, save
+from onnx_gpt.certificate.tracing import Expected, trace
+from onnx_gpt.certificate.tracing.channels import ROTATED
+from onnx_gpt.certificate.tracing.comparing import tolerance_of
+from onnx_gpt.certificate.tracing.expected import stacked
+from onnx_gpt.certificate.tracing.files import expected_in
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.cases import Model, Trial
 from onnx_gpt.parity.checks import LENGTH, run_checks
 from onnx_gpt.parity.coded import Coded, coded_nodes
 from onnx_gpt.parity.gate import Facts
 from onnx_gpt.parity.noise import FACTOR, WORST_FACTOR, deviation, row_differences
+from onnx_gpt.parity.told import Told, told_beside
 from onnx_gpt.parity.twin import make_twin
 from onnx_gpt.parity.values import TIMES, furthest
 from onnx_gpt.progress import Progress
 from onnx_gpt.report import Check, Noise
 
+NAMED = 8
+"""Weights that a check names, at most."""
 LARGEST = 3 << 30
 """Bytes of a float twin that is written to be run; that of a larger model is not run."""
 
 
+CHECKS = ("weights", "codes", "float_twin")
+NO_REPORT = "no report beside the graph says how its channels were turned or scaled"
+
+
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A quantized graph's codes, the weights that they were made of by role, and whether text chose them."""
+    """What a graph of ours should hold.
 
+    Attributes:
+        told: how it was made.
+        coded: its codes; a reason where they are kept in ways that are not read.
+        weights: what they were made of, by role, ``[N, K]``.
+    """
+
+    told: Told
+    expected: Expected
     coded: list[Coded]
     weights: Mapping[str, Weight]
-    chosen: bool
 
 
 def structure_checks(
     path: Path,
+    scheme: str,
     source: Opened,
     reference: Model,
     facts: Facts,
@@ -58,42 +75,60 @@ def structure_checks(
     skip: Collection[str],
     progress: Progress,
 ) -> dict[str, Check]:
-    """The checks ``codes`` and ``float_twin``; not run, with the reason, where the source says nothing of the roles.
+    """The checks of `CHECKS`; not run, with the reason, where the source says nothing of the roles.
 
     Args:
-        path: the quantized graph.
+        path: the candidate's graph.
+        scheme: that it is judged as: a float one is its own twin, and only its weights are looked at.
         source: what the reference was opened from.
         noise: gives the reference's own; asked only where the twin is run.
         skip: cases that are not to be run.
     """
     model = read_file(path)
-    coded = coded_nodes(model.graph)
-    known = coded if isinstance(coded, str) else _known(path, coded, source)
+    wanted = CHECKS[:1] if scheme == "none" else CHECKS
+    known = _known(path, model, scheme, source)
     if isinstance(known, str):
-        return dict.fromkeys(("codes", "float_twin"), Check(verdict="not run", detail=known))
+        return dict.fromkeys(wanted, Check(verdict="not run", detail=known))
+    progress.advance(0, 1, "weights")
+    checks = {"weights": _weights_check(model, known, source)}
+    if scheme == "none":
+        return checks
     progress.advance(0, 1, "codes")
-    worst = furthest(known.coded, known.weights, chosen=known.chosen)
-    codes = Check(
+    checks["codes"] = _codes_check(known)
+    size = sum(4 * int(np.prod(weight.shape)) for weight in known.expected.weights.values())
+    if size > LARGEST:
+        reason = f"the twin takes {size >> 20} MB, more than {LARGEST >> 20}"
+        return checks | {"float_twin": Check(verdict="not run", detail=reason)}
+    make_twin(model, known.coded, known.weights, known.expected)
+    with tempfile.TemporaryDirectory(prefix="onnx-gpt-twin-") as folder:
+        progress.advance(0, 1, "writing the float twin")
+        save(model, Path(folder), progress)
+        twin = Candidate(Path(folder) / MODEL, name="float twin")
+        progress.advance(0, 1, "the float twin")
+        found = _twin_check(twin, reference, facts, windows, noise(), memory, skip)
+    return checks | {"float_twin": found}
+
+
+def _weights_check(model: ir.Model, known: Known, source: Opened) -> Check:
+    """Every weight against the source's, by value (`onnx_gpt.certificate.tracing`)."""
+    if not isinstance(source, Checkpoint):
+        return Check(verdict="not run", detail="the reference is a graph: no family describes its weights")
+    found = trace(model, known.expected, tolerance_of(known.told.quantize, known.told.method))
+    told = f"{len(found.exact)} as they are, {len(found.rounded)} rounded, {len(found.untraced)} not of the source's"
+    return Check(verdict=found.verdict, detail="; ".join(found.failures[:NAMED]) or told)
+
+
+def _codes_check(known: Known) -> Check:
+    if not known.coded:
+        return Check(verdict="not run", detail="no weight is kept as codes")
+    worst = furthest(known.coded, known.weights, chosen=known.told.method == "gptq")
+    return Check(
         verdict="pass" if worst.times <= TIMES else "fail",
         detail=worst.where,
         value=worst.times,
         limit=TIMES,
         unit="x rounding",
     )
-    size = sum(4 * int(np.prod(weight.shape)) for weight in known.weights.values())
-    if size > LARGEST:
-        reason = f"the twin takes {size >> 20} MB, more than {LARGEST >> 20}"
-        return {"codes": codes, "float_twin": Check(verdict="not run", detail=reason)}
-    make_twin(model, known.coded, known.weights)
-    with tempfile.TemporaryDirectory(prefix="onnx-gpt-twin-") as folder:
-        progress.advance(0, 1, "writing the float twin")
-        save(model, Path(folder), progress)
-        twin = Candidate(Path(folder) / MODEL, name="float twin")
-        progress.advance(0, 1, "the float twin")
-        return {
-            "codes": codes,
-            "float_twin": _twin_check(twin, reference, facts, windows, noise(), memory, skip),
-        }
 
 
 def _twin_check(
@@ -126,44 +161,48 @@ def _twin_check(
     )
 
 
-def _known(path: Path, coded: list[Coded], source: Opened) -> Known | str:
-    """The weights of all roles, or why they are not known."""
+def float_twin(path: Path, scheme: str, source: Opened) -> ir.Model | None:
+    """A lossy graph with the weights that it was made of; None where they are not known, or were turned or scaled.
+
+    Args:
+        path, scheme, source: as of `structure_checks`.
+    """
+    model = read_file(path)
+    known = _known(path, model, scheme, source) if scheme != "none" else ""
+    if isinstance(known, str) or known.told.quantize in ROTATED or known.told.method == "awq":
+        return None
+    make_twin(model, known.coded, known.weights, known.expected)
+    return model
+
+
+def _known(path: Path, model: ir.Model, scheme: str, source: Opened) -> Known | str:
+    """What the graph should hold, or why that is not known."""
     if isinstance(source, ModuleSource):
         return "the reference is a module, whose graph is not exported again"
-    recipe, pipeline = _made_by(path.parent)
-    if recipe.get("quantize") == "keep":
-        return "the codes are the source's own, of which the reference is made"
-    if recipe.get("quantize") == "w8a8" or recipe.get("method") == "awq":
-        return "channels were scaled by calibration text, so that the codes are not of the source's weights as they are"
+    if not any(ROLE in node.metadata_props for node in model.graph):
+        return "the candidate's nodes carry no roles, by which weights are found"
+    told = told_beside(path)
+    if told is None and scheme == "w8a8":
+        return NO_REPORT
+    told = told or Told("")
+    coded = coded_nodes(model.graph)
+    if isinstance(coded, str):
+        return coded
     try:
-        exported = export(source, _context(recipe))
-        run_pipeline(exported.model, pipeline, verify=False)
+        expected = expected_in(model, source, told.quantize, told.method, told.context_length)
     except OnnxGptError as error:
-        return f"the reference is not exported by the candidate's passes: {error.cause}"
-    sites = [site for site in map(site_of, list(exported.model.graph)) if site is not None]
-    weights = {site.role: site.weight for site in sites}
+        return f"the reference's weights have no roles: {error.cause}"
+    found = {one.role: expected.parts(one.role, "weight") for one in coded}
+    missing = [role for role, parts in found.items() if not parts]
+    if missing:
+        return f"the reference has no weight with the role {missing[0]!r}"
+    weights = {role: stacked(parts) for role, parts in found.items()}
     rows: dict[tuple[str, str], int] = {}
     for one in coded:
-        if one.role not in weights:
-            return f"the reference has no weight with the role {one.role!r}"
         rows[one.kind, one.role] = rows.get((one.kind, one.role), 0) + one.shape[0]
         if not weights[one.role].shape[1] <= one.shape[1]:
             return f"{one.role} has {one.shape[1]} columns, the reference's {weights[one.role].shape[1]}"
     for (_, role), count in rows.items():
         if weights[role].shape[0] != count:
             return f"{role} has {count} rows in the candidate and {weights[role].shape[0]} in the reference"
-    return Known(coded, weights, recipe.get("method") == "gptq")
-
-
-def _made_by(folder: Path) -> tuple[dict[str, Any], str]:
-    """Recipe and passes that the report beside a graph names; those of our usual target where there is none."""
-    report = folder / REPORT
-    if not report.is_file():
-        return {}, ORT_PIPELINE
-    document = json.loads(report.read_text("utf-8"))
-    return document.get("recipe", {}), str(document.get("pipeline", ORT_PIPELINE))
-
-
-def _context(recipe: Mapping[str, Any]) -> int | None:
-    asked = recipe.get("context_length")
-    return asked if isinstance(asked, int) else None
+    return Known(told, expected, coded, weights)

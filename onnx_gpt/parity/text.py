@@ -64,6 +64,12 @@ def evaluation_tokens(
     return EvaluationTokens(np.concatenate([start, windows], axis=1), origin)
 
 
+def even_window(tokens: int, longest: int) -> int:
+    """Tokens of a window, so that as few as there must be hold so many predicted ones, and hardly more."""
+    count = -(-tokens // (longest - 1))
+    return min(longest, -(-tokens // count) + 1)
+
+
 def _encode_enough(tokenizer: object, text: str, wanted: int) -> list[int]:
     """Encode by slices of characters until there are enough tokens: a long text costs no more than is used."""
     ids: list[int] = []

@@ -11,6 +11,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.reference import Reference
 
 Cache = dict[str, np.ndarray]
+SIDES = ("key", "value")
 LARGEST = 2 << 30
 """Parameters of a model that is also run in float64; twice the memory of a larger one is not taken for that."""
 
@@ -23,6 +24,7 @@ class TorchModel:
     """
 
     batches = True
+    cache_axis = 2
     cached = False
     """transformers' own cache is nothing that is to be proven."""
     vocab_size = None
@@ -41,14 +43,22 @@ class TorchModel:
         *,
         keep: int = 0,
     ) -> tuple[np.ndarray, Cache]:
-        """As `Candidate.run`; a past has the contract's names, and what comes back is none."""
+        """As `Candidate.run`; a cache has the contract's names, and none comes back where a mask or a past is given."""
+        cache: Cache = {}
         if past:
             layers = range(len(past) // 2)
-            pairs = [tuple(past[f"past_key_values.{i}.{side}"] for side in ("key", "value")) for i in layers]
+            pairs = [tuple(past[f"past_key_values.{i}.{side}"] for side in SIDES) for i in layers]
             logits, _ = self.reference.after(tokens, pairs)  # type: ignore[arg-type]
+        elif mask is None and self.remembers:
+            logits, kept = self.reference.remember(tokens)
+            cache = {
+                f"past_key_values.{i}.{side}": array
+                for i, pair in enumerate(kept)
+                for side, array in zip(SIDES, pair, strict=True)
+            }
         else:
             logits = self.reference.logits(tokens, mask)
-        return logits[:, -keep:] if keep else logits, {}
+        return logits[:, -keep:] if keep else logits, cache
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Logits ``[B, S, V]`` of whole sequences ``[B, S]``."""

@@ -1,34 +1,45 @@
-"""A quantized graph's float twin: the same graph with the weights that its codes were made of.
+"""A candidate's float twin: the same graph with the weights that its codes were made of.
 
 What four bits cost hides most of what can be wrong with a graph: an epsilon, a window, a bias. The twin has the
 candidate's own nodes, norms, tables, masks and caches, so that all of that must show in it, and its products are in
-float32, so that it is judged by the reference's noise and not by a budget.
+float32 of inputs that nothing has rounded, so that it is judged by the reference's noise and not by a budget. Of a
+graph in half precision even gains, biases and tables are the source's, since there they are rounded too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
+from exporter.onnx_format.halves import widen
 from exporter.weights import Rows, Weight, WeightTensor
-from graph_passes.matching import MICROSOFT, initializer, make, replace
+from onnx_gpt.certificate.tracing.expected import Expected, stacked
+from onnx_gpt.certificate.tracing.found import uses_of
+from onnx_gpt.certificate.tracing.stored import Plain
 from onnx_gpt.parity.coded import Coded
+from onnx_gpt.parity.limits import computes_in_halves
+from onnx_gpt.parity.twin_nodes import Floats, multiply
 
 QUANTIZED_CACHE = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
 CACHE_SCALES = (12, 13)
 
 
-def make_twin(model: ir.Model, coded: Sequence[Coded], weights: Mapping[str, Weight]) -> None:
+def make_twin(
+    model: ir.Model, coded: Sequence[Coded], weights: Mapping[str, Weight], expected: Expected
+) -> None:
     """Put weights in the place of codes, in place.
 
     Args:
         coded: all of the graph's (`coded_nodes`).
         weights: by role, ``[N, K]``; several nodes of one role hold consecutive rows of it.
+        expected: what the graph should hold besides.
     """
+    if computes_in_halves(model.graph) or expected.corrected:
+        _exact_floats(model, expected)
+        widen(model)
     graph = model.graph
-    tables: dict[int, ir.Value] = {}
+    floats = Floats(graph)
     offsets: dict[tuple[str, str], int] = {}
     for one in coded:
         start = offsets.get((one.kind, one.role), 0)
@@ -36,56 +47,23 @@ def make_twin(model: ir.Model, coded: Sequence[Coded], weights: Mapping[str, Wei
         weight = weights[one.role]
         if one.shape[0] != weight.shape[0]:
             weight = Rows(weight, ((start, start + one.shape[0]),))
-        if one.kind == "lookup":
-            _lookup(graph, one, _table(graph, tables, weight))
-        else:
-            _product(graph, one, _table(graph, tables, weight))
+        multiply(floats, one, weight)
     for node in list(graph):
         _float_cache(node)
     _sweep(graph)
 
 
-def _table(graph: ir.Graph, tables: dict[int, ir.Value], weight: Weight) -> ir.Value:
-    """A weight as ``[N, K]``, once for all that use it."""
-    if id(weight) not in tables:
-        tables[id(weight)] = initializer(graph, WeightTensor("float.weight", weight))
-    return tables[id(weight)]
-
-
-def _product(graph: ir.Graph, one: Coded, table: ir.Value) -> None:
-    node = one.node
-    bias = node.inputs[5] if len(node.inputs) > 5 else None
-    name = f"{node.name}.float"
-    product = make("FusedMatMul", [node.inputs[0], table], name, domain=MICROSOFT, transB=1)
-    new, output = [product], product.outputs[0]
-    if bias is not None:
-        new.append(make("Add", [output, bias], f"{name}.biased"))
-        output = new[-1].outputs[0]
-    replace(node, [node], new, [(node.outputs[0], output)])
-
-
-def _lookup(graph: ir.Graph, one: Coded, table: ir.Value) -> None:
-    """Rows of the table in blocks, ``[…, K/block, block]``, the last one padded, as the codes came."""
-    node = one.node
-    name = f"{node.name}.float"
-    rows = make("Gather", [table, node.inputs[1]], name, axis=0)
-    new, output = [rows], rows.outputs[0]
-    blocks = -(-one.shape[1] // one.block)
-    missing = blocks * one.block - _columns(table)
-    if missing:
-        pads = initializer(
-            graph, ir.tensor(np.array([0, 0, 0, 0, 0, missing], np.int64), name=f"{name}.pads")
-        )
-        new.append(make("Pad", [output, pads], f"{name}.padded"))
-        output = new[-1].outputs[0]
-    shape = initializer(graph, ir.tensor(np.array([0, 0, blocks, one.block], np.int64), name=f"{name}.shape"))
-    new.append(make("Reshape", [output, shape], f"{name}.blocks"))
-    replace(node, [node], new, [(node.outputs[0], new[-1].outputs[0])])
-
-
-def _columns(table: ir.Value) -> int:
-    assert table.shape is not None
-    return int(table.shape.numpy()[-1])
+def _exact_floats(model: ir.Model, expected: Expected) -> None:
+    """Give every vector, table and matrix of floats the source's numbers."""
+    for use in list(uses_of(model, expected)):
+        parts = expected.parts(use.role, use.kind) if use.parts is None else use.parts
+        if not isinstance(use.stored, Plain) or not parts:
+            continue
+        weight = stacked(list(parts))
+        if weight.shape == use.stored.shape:
+            value = use.stored.value
+            value.const_value = WeightTensor(str(value.name), weight, transpose=use.stored.turned)
+            value.dtype = ir.DataType.FLOAT
 
 
 def _float_cache(node: ir.Node) -> None:

@@ -90,7 +90,7 @@ def run(source: str, out: Path, recipe: PruneRecipe, progress: Progress) -> Prun
             require_apart(calibration.tokens, held_out)
         with stages.stage("before"):
             before = score(opened, held_out, origin, folder / "before", progress)
-            size_before = counts_of(_floats(opened), dtype)
+            size_before = counts_of(floats(opened), dtype)
         tokens = None if calibration is None else calibration.tokens
         task = Task(opened, described, recipe, tokens, folder, stages, progress)
         made = with_zeros(task) if recipe.structured is None else without_structures(task)
@@ -150,7 +150,7 @@ def _described(checkpoint: Checkpoint) -> Described:
     return Described(decoder, match_weights(decoder, checkpoint.weights, ignored))
 
 
-def _floats(checkpoint: Checkpoint) -> Checkpoint:
+def floats(checkpoint: Checkpoint) -> Checkpoint:
     """Without masks and what else holds nothing learned."""
     floats = {name: w for name, w in checkpoint.weights.items() if not isinstance(w, NotFloat)}
     return dataclasses.replace(checkpoint, weights=floats)

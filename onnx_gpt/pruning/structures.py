@@ -23,13 +23,14 @@ from calibration.pruning.structure.vocabulary import (
     with_vocabulary,
 )
 from exporter.checkpoint import Checkpoint
+from exporter.decoder import Layer
 from exporter.errors import unsupported
 from exporter.families import describe
 from exporter.resizing import resized_config
 from exporter.variants import LayerSizes, sizes_of
 from exporter.writing import stored_weights
 from onnx_gpt.optimizing.calibrating import documents
-from onnx_gpt.pruning.recipe import MAGNITUDE, PruneRecipe
+from onnx_gpt.pruning.recipe import MAGNITUDE, PruneRecipe, Structures
 from onnx_gpt.pruning.task import Pruned, Task
 
 WIDE, MULTIPLE, NARROW_MULTIPLE = 512, 64, 8
@@ -71,26 +72,41 @@ def without_structures(task: Task) -> Pruned:
 
 
 def _dropped(task: Task) -> list[int]:
-    wanted, have = task.recipe.structures.layers, len(task.model.decoder.layers)
-    count = round(wanted) if wanted >= 1 else max(1, round(wanted * have))
-    if not 0 < count < have:
-        raise invalid(f"{count} of {have} layers cannot go", "ask for fewer, or for a larger share")
+    count = layers_gone(task.recipe.structures, len(task.model.decoder.layers))
     with task.stages.stage("layers"):
         chain = task.chain(task.model, task.runner(), task.recipe.probe)
         return dropped(chain, count, task.progress.advance)
 
 
-def _sizes(task: Task, model: Described) -> list[LayerSizes]:
-    """The sizes of all layers: as many heads of each, feed-forwards by the search or as much of each."""
-    wanted, layers = task.recipe.structures, model.decoder.layers
+def layers_gone(wanted: Structures, have: int) -> int:
+    """How many layers go.
+
+    Raises:
+        OnnxGptError: ``prune-invalid`` (exit 2) where none would be left.
+    """
+    count = round(wanted.layers) if wanted.layers >= 1 else max(1, round(wanted.layers * have))
+    if not 0 < count < have:
+        raise invalid(f"{count} of {have} layers cannot go", "ask for fewer, or for a larger share")
+    return count
+
+
+def equal_sizes(layers: Sequence[Layer], wanted: Structures) -> list[LayerSizes]:
+    """The sizes of all layers, as many heads and as much of the feed-forward gone from each."""
     sizes = [_with_heads(sizes_of(layer), units_of(layer, ATTENTION)[0], wanted.heads) for layer in layers]
     if not wanted.ffn:
         return sizes
     multiple = _multiple(sizes[0].ffn)
-    if task.recipe.searches:
-        found = _searched(task, model, multiple)
-    else:
-        found = [max(1, round((1 - wanted.ffn) * size.ffn / multiple)) * multiple for size in sizes]
+    left = [max(1, round((1 - wanted.ffn) * size.ffn / multiple)) * multiple for size in sizes]
+    return [size.model_copy(update={"ffn": ffn}) for size, ffn in zip(sizes, left, strict=True)]
+
+
+def _sizes(task: Task, model: Described) -> list[LayerSizes]:
+    """The sizes of all layers: feed-forwards by the search, or as much of each."""
+    wanted = task.recipe.structures
+    sizes = equal_sizes(model.decoder.layers, wanted)
+    if not (wanted.ffn and task.recipe.searches):
+        return sizes
+    found = _searched(task, model, _multiple(sizes_of(model.decoder.layers[0]).ffn))
     return [size.model_copy(update={"ffn": ffn}) for size, ffn in zip(sizes, found, strict=True)]
 
 

@@ -10,14 +10,11 @@ import onnx_ir as ir
 from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import Grid
 from calibration.search.ledger import Ledger
-from calibration.search.units import ALIGNMENT, Allocation, Option, Unit, scheme_of_allocation
-from onnx_gpt.bundle.writing import DATA, MODEL, save
+from calibration.search.units import Allocation, Option, Unit, scheme_of_allocation
+from onnx_gpt.bundle.writing import MODEL, save, written_bytes
 from onnx_gpt.machine import this_machine
 from onnx_gpt.searching.kernel_times import CONTEXT, STEPS, Shape, product_seconds, step_seconds
 from onnx_gpt.searching.search import Study
-
-INSIDE = 256
-"""Bytes of a tensor that lies in ``model.onnx`` itself, at most."""
 
 
 class Costs:
@@ -38,20 +35,7 @@ class Costs:
 
     def size(self, choice: Allocation) -> int:
         """Bytes of ``model.onnx`` and its weights: a graph whose codes are never computed tells them."""
-        model = self._quantized(choice)
-        data = 0
-        for value in model.graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or tensor.nbytes <= INSIDE:
-                continue
-            if tensor.nbytes >= ALIGNMENT:
-                data = -(-data // ALIGNMENT) * ALIGNMENT
-            shape = ir.Shape([dim for dim in tensor.shape if isinstance(dim, int)])
-            value.const_value = ir.ExternalTensor(
-                DATA, data, tensor.nbytes, tensor.dtype, shape=shape, name=str(tensor.name)
-            )
-            data += tensor.nbytes
-        return data + len(ir.to_proto(model).SerializeToString())
+        return written_bytes(self._quantized(choice))
 
     def seconds(self, unit: Unit, option: Option) -> float:
         """Of the products of a unit for one token; of tables, the head is one."""

@@ -69,7 +69,7 @@ def product_seconds(shape: Shape) -> float:
         options.log_severity_level = 3
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feeds = {"x": rng.standard_normal((1, columns)).astype(np.float32)}
-        return _least(lambda: session.run(None, feeds)) / count
+        return least(lambda: session.run(None, feeds)) / count
 
 
 def step_seconds(model: Path, context: int = CONTEXT) -> float:
@@ -78,10 +78,11 @@ def step_seconds(model: Path, context: int = CONTEXT) -> float:
     tokens = np.random.default_rng(0).integers(0, session.vocab_size or 2, context)
     session.reserve(context + STEPS)
     session.append(tokens)
-    return _least(lambda: session.append(tokens[:1]), STEPS)
+    return least(lambda: session.append(tokens[:1]), STEPS)
 
 
-def _least(call: Callable[[], object], runs: int = RUNS) -> float:
+def least(call: Callable[[], object], runs: int = RUNS) -> float:
+    """Seconds of the quickest of some calls: others may use the machine meanwhile."""
     times: list[float] = []
     while len(times) < runs and sum(times) < LONGEST:
         start = time.perf_counter()

@@ -12,6 +12,7 @@ from tiny import tiny
 
 from calibration import collecting
 from calibration.collecting import Stream
+from calibration.journal import Journal
 from calibration.quantization import calibrated, rtn
 from calibration.quantization.tensors import Filed
 from calibration.quantization.weight_only import quantize_weights
@@ -90,6 +91,28 @@ def test_a_stream_writes_over_what_nobody_needs(tmp_path: Path) -> None:
     assert {name: array.max() for name, array in stream.feeds(0, ["x", "z"]).items()} == {"x": 5, "z": 1}
 
 
+def test_a_journal_brings_a_stream_back_and_forgets_another_job(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    journal = Journal(folder, "one")
+    stream = journal.resume(Stream(tokens(), folder))
+    for generation in range(3):
+        stream.put(0, {"x": np.full((2, 3), generation, np.float32)})
+        stream.advance()
+        journal.note({f"found {generation}": [generation]}, stream)
+    stream.put(0, {"x": np.full((2, 3), 9, np.float32)})  # and killed
+    again = Journal(folder, "one")
+    assert again.done == 3 and again.found == {f"found {i}": [i] for i in range(3)}
+    back = again.resume(Stream(tokens(), folder))
+    assert back.feeds(0, ["x"])["x"].tolist() == [[2.0] * 3] * 2
+    back.put(0, {"x": np.zeros((2, 3), np.float32)})
+    assert len(list(folder.glob("*.value"))) == 2  # the free one is written over
+    (folder / "journal.json").write_text((folder / "journal.json").read_text()[:-9])
+    assert Journal(folder, "one").done == 0
+    back.advance()
+    again.note({}, back)
+    assert Journal(folder, "another").done == 0 and not list(folder.iterdir())
+
+
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "gpt_neox", "llama"])
 def test_chosen_codes_are_nearer_than_rounded_ones(family: str, tmp_path: Path) -> None:
     other = tokens(seed=1)
@@ -107,6 +130,29 @@ def test_chosen_codes_are_nearer_than_rounded_ones(family: str, tmp_path: Path) 
         return float(((outputs(model, other, folder / "run")[0] - expected) ** 2).mean())
 
     assert error(SCHEME) < 0.8 * error(RoundToNearest(GRID, Grid(8, 32)))
+
+
+@pytest.mark.parametrize("tied", ["tied", "untied"])
+def test_a_narrow_table_errs_less_on_what_the_head_reads(tied: str, tmp_path: Path) -> None:
+    model = export(tiny("llama", variant=tied)).model
+    run_pipeline(model, ORT_PIPELINE)
+    *_, segment = cut(model)
+    (site,) = segment.sites()
+    weight = site.weight.read()
+    scheme = Gptq(GRID, GRID, (("*", None),))  # the layers stay float
+    known = calibrated.calibrate(model, scheme, tokens(), tmp_path / "codes", lambda *_: None)
+    assert all(coder is None for name, own in known.items() if name != site.table.name for coder in own)
+    (coder,) = known[str(site.table.name)]
+    assert isinstance(coder, Filed)
+    stream = Stream(tokens(), tmp_path)
+    for piece in cut(model)[:-1]:
+        calibrated.forward(piece, stream, tmp_path)
+    x = stream.feeds(0, [str(site.input.name)])[str(site.input.name)].reshape(-1, weight.shape[1])
+    chosen = coder.coded(0, len(weight), None).values(coder.format)
+    errors = [float(((x @ (worth - weight).T) ** 2).mean()) for worth in (chosen, rtn.nearest(weight, GRID))]
+    assert errors[0] < 0.9 * errors[1]
+    wide = calibrated.calibrate(model, Gptq(GRID, Grid(8, 16)), tokens(), tmp_path / "wide", lambda *_: None)
+    assert site.table.name not in wide
 
 
 def test_a_products_inputs_are_what_the_quantized_ones_before_give(

@@ -40,7 +40,22 @@ def ort_step(path: Path) -> tuple[Step, Pasts]:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors: it warns of every input that has a default
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return _session_step(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+
+
+def package_step(folder: Path) -> tuple[Step, Pasts]:
+    """A model package in plain onnxruntime: of its variants, the one for a CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    package = ort.ModelPackageContext(str(folder))
+    (component,) = package.get_component_names()
+    selected = package.select_component(component, ort.ModelPackageOptions(options))
+    return _session_step(selected.create_session(options))
+
+
+def _session_step(session: Any) -> tuple[Step, Pasts]:
     names = [value.name for value in session.get_outputs()]
     pasts = {v.name: (v.shape[1], v.shape[3]) for v in session.get_inputs() if v.name.startswith("past")}
     return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True)), pasts
@@ -70,13 +85,14 @@ def openvino_step(path: Path) -> tuple[Step, Pasts]:
 def genai_greedy(
     bundle: Path, prompt: Sequence[int], count: int, after: Callable[[], None] = lambda: None
 ) -> list[int]:
-    """What onnxruntime-genai generates, up to the end of text; ``after`` is called after each token."""
+    """What onnxruntime-genai generates, up to the end of text; ``after`` is called at first and after each token."""
     import onnxruntime_genai as og
 
     model = og.Model(str(bundle))
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
     generator = og.Generator(model, parameters)
+    after()
     generator.append_tokens(list(prompt))
     while not generator.is_done():
         generator.generate_next_token()

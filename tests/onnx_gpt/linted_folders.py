@@ -378,6 +378,7 @@ OTHERS: Mapping[tuple[str, str], Spoil] = {
     ("mobile", "ort-format-large"): lambda folder: os.truncate(folder / "model.ort", 2**31),
     ("openvino", "function-not-inlined"): edit(function),
     ("openvino", "operator-unavailable"): add_node("com.microsoft", "SparseAttention"),
+    ("optimum", "cache-misread"): set_keys("config.json", model_type="phi3"),
     ("optimum", "left-padding"): lambda folder: None,
     ("ort", "external-data-link"): hard_link,
     ("ort", "cache-dim-open"): dims(3, "head_size"),

@@ -27,7 +27,7 @@ from graph_passes.pipeline import passes_by_name
 from graph_passes.proof.evaluate import Subgraph
 from onnx_gpt.bisecting import codes, repro
 from onnx_gpt.bisecting.bisection import facts_of
-from onnx_gpt.bisecting.cases import Case, Feeding, cases, length_for
+from onnx_gpt.bisecting.cases import Case, Feeding, cases, length_for, stretch_for
 from onnx_gpt.bisecting.judging import deviations, truth_of
 from onnx_gpt.bisecting.locating import Piece
 from onnx_gpt.bisecting.running import moved, run
@@ -67,6 +67,29 @@ def test_the_pass_and_the_place_of_a_fault_are_named(fault: Fault) -> None:
     assert [stage.verdict for stage in facts.stages].count("wrong") == 1
     assert facts.wrong is not None and facts.found is not None and facts.wrong.name == facts.found.stage
     assert facts.found.before != facts.found.after or fault.name.startswith("a weight")
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_edge_of_a_window_that_no_row_reaches_is_looked_at(faulty: bool) -> None:
+    """By a cache that is repeated until it ends just before it."""
+    heads = "layers.1.attention.heads"
+    fault = Fault(
+        "a long window is one too wide",
+        "attention",
+        ("layers.1",),
+        "mistral",
+        attribute(heads, local_window_size=601),
+        overrides={"sliding_window": 600, "max_position_embeddings": 1024},
+    )
+    model = export(fault.checkpoint()).model
+    assert (length_for(model, 1024), stretch_for(model, 1024), stretch_for(model, 64)) == (24, 596, 0)
+    truth = truth_of(model, np.random.default_rng(0).integers(0, 131, (2, 24)), 596)
+    found = search(model, stages_of(fault, faulty=faulty), truth)
+    if not faulty:
+        assert found.wrong is None
+        return
+    assert found.wrong is not None and found.wrong.name == "attention" and found.culprit is not None
+    assert found.culprit.wrong.piece.place == heads and found.culprit.case == "past a long window"
 
 
 @pytest.mark.parametrize("at", [0, 3, 8])

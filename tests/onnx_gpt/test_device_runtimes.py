@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from device_runtimes import greedy, openvino_step, ort_step
+from device_runtimes import EXACT, greedy, openvino_step, ort_step
 from tiny import tiny
 
 import onnx_gpt
@@ -51,7 +53,7 @@ def test_an_ort_file_has_two_gigabytes_at_most(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4", "q4f16"])
 def test_openvino_reads_the_graph_and_says_the_same(scheme: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     bundle = optimized(tmp_path, "openvino", scheme)
@@ -64,6 +66,74 @@ def test_openvino_reads_the_graph_and_says_the_same(scheme: str, tmp_path: Path)
         agreed = next((i for i, (a, b) in enumerate(zip(found, tokens, strict=True)) if a != b), COUNT)
         logits = ours.logits(np.array([prompt + tokens[:agreed]]))[0, -1]
         assert agreed == COUNT or logits.max() - logits[found[agreed]] < 0.3
+
+
+def openvino_sample() -> dict[str, Any]:
+    """What samples/openvino_llm.py defines."""
+    return runpy.run_path(str(Path(__file__).parents[2] / "samples" / "openvino_llm.py"))
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8"])
+def test_openvino_keeps_the_cache_itself_and_fuses_the_attention(scheme: str, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    bundle = optimized(tmp_path, "openvino", scheme)
+    prompt, tokens = expected(tmp_path, scheme)
+    model = openvino_sample()["stateful"](bundle / "model.onnx")
+    assert {value.any_name for value in model.inputs} == {"input_ids", "attention_mask", "beam_idx"}
+    assert [value.any_name for value in model.outputs] == ["logits"]
+    compiled = openvino.Core().compile_model(model, "CPU", dict(EXACT))
+    kinds = [str(node.get_rt_info()["layerType"].value) for node in compiled.get_runtime_model().get_ops()]
+    assert kinds.count("ScaledDotProductAttention") == 4 and "Softmax" not in kinds
+    request = compiled.create_infer_request()
+    given, found = prompt, list[int]()
+    while len(found) < COUNT:
+        total = len(prompt) + len(found)
+        feeds = {
+            "input_ids": np.array([given], np.int64),
+            "attention_mask": np.ones((1, total), np.int64),
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        found.append(int(request.infer(feeds)["logits"][0, -1].argmax()))
+        given = found[-1:]
+    assert found == tokens
+
+
+def test_openvino_genai_opens_what_the_sample_makes(tmp_path: Path) -> None:
+    openvino_genai = pytest.importorskip("openvino_genai")
+    pytest.importorskip("openvino_tokenizers")
+    import openvino
+
+    bundle = optimized(tmp_path, "openvino", "none")
+    prompt, tokens = expected(tmp_path, "none")
+    openvino_sample()["convert"](bundle, tmp_path / "llm")
+    pipeline = openvino_genai.LLMPipeline(tmp_path / "llm", "CPU", **EXACT)
+    options = {"max_new_tokens": COUNT, "do_sample": False, "apply_chat_template": False}
+    found = pipeline.generate(openvino.Tensor(np.array([prompt], np.int64)), **options)
+    assert list(found.tokens[0]) == tokens
+    text = onnx_gpt.Generator(bundle).tokenizer.decode(tokens)
+    assert pipeline.generate(PROMPT, **options) == text
+
+
+@pytest.mark.parametrize("padded", ["left", "right"])
+def test_openvinos_graph_pads_batches_on_either_side(padded: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    bundle = optimized(tmp_path, "openvino", "none")
+    step, pasts = openvino_step(bundle / "model.onnx")
+    rng = np.random.default_rng(0)
+    long, short = rng.integers(0, 200, (1, 12)), rng.integers(0, 200, (1, 7))
+    blank, empty = (
+        np.zeros((1, 5), np.int64),
+        {name: np.zeros((2, heads, 0, width), np.float32) for name, (heads, width) in pasts.items()},
+    )
+    parts, own = ([blank, short], slice(5, None)) if padded == "left" else ([short, blank], slice(0, 7))
+    ids = np.concatenate([long, np.concatenate(parts, axis=1)])
+    mask = np.ones_like(ids)
+    mask[1] = 0
+    mask[1, own] = 1
+    both = step({"input_ids": ids, "attention_mask": mask, **empty})["logits"]
+    candidate = Candidate(bundle / "model.onnx")
+    np.testing.assert_allclose(both[0], candidate.logits(long)[0], atol=1e-3)
+    np.testing.assert_allclose(both[1, own], candidate.logits(short)[0], atol=1e-3)
 
 
 def test_optimums_graph_pads_batches_on_the_left(tmp_path: Path) -> None:

@@ -102,6 +102,23 @@ def test_logits_stay_as_they_were(generator):
     assert (first == kept).all()
 
 
+def test_a_long_prompt_runs_in_pieces_and_gives_the_same(bundles, generator):
+    tokens = np.random.default_rng(0).integers(0, 256, 300).tolist()
+    runs = []
+    run = generator.session._cache.run
+    generator.session._cache.run = lambda past, new, every: (
+        runs.append((len(past), new.shape[1])),
+        run(past, new, every),
+    )[1]
+    logits = generator.prefill(tokens)
+    assert runs == [(0, 128), (128, 128), (256, 44)]
+    assert generator.session.tokens == tokens
+    for other in ("growing", "none"):
+        assert np.allclose(logits, Generator(bundles[other], threads=1).prefill(tokens), atol=1e-4)
+    generator.reset()
+    assert np.allclose(logits, generator.prefill(tokens, every=True)[-1], atol=1e-4)
+
+
 def test_the_shared_buffer_grows_with_what_it_holds(generator):
     cache = generator.session._cache
     tokens = np.random.default_rng(1).integers(0, VOCAB, 300).tolist()

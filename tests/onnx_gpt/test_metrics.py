@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnx_gpt.parity.metrics import Agreement, log_softmax
+from onnx_gpt.parity.recalled import Recalled
+from onnx_gpt.parity.text import even_window
 
 LOGITS = hnp.arrays(
     np.float32, st.tuples(st.integers(1, 70), st.integers(2, 9)), elements=st.floats(-30, 30, width=32)
@@ -84,3 +88,28 @@ def test_nothing_compares_well_with_nan() -> None:
 @given(LOGITS)
 def test_log_softmax_sums_to_one(logits: np.ndarray) -> None:
     assert np.allclose(np.exp(log_softmax(logits)).sum(-1), 1.0)
+
+
+def test_windows_are_even_and_hold_hardly_more_than_is_asked_for() -> None:
+    assert even_window(2048, 512) == 411 and even_window(511, 512) == 512 and even_window(100, 64) == 51
+    for tokens, longest in ((2048, 512), (64, 64), (1, 8)):
+        window = even_window(tokens, longest)
+        count = -(-tokens // (window - 1))
+        assert window <= longest and tokens <= count * (window - 1) < tokens + count
+
+
+def test_a_text_is_run_once_however_often_it_is_asked_for(tmp_path: Path) -> None:
+    asked = []
+
+    class Model:
+        name, cached, remembers, pads, batches, cache_axis = "model", False, False, False, True, 2
+
+        def logits(self, tokens: np.ndarray) -> np.ndarray:
+            asked.append(tokens.shape)
+            return np.full((*tokens.shape, 3), tokens.sum(), np.float32)
+
+    known = Recalled(Model(), tmp_path, most=1)  # type: ignore[arg-type]
+    long, other, short = (np.full((1, size), size) for size in (200, 150, 20))
+    for tokens in (long, short, other, long, short, other):
+        np.testing.assert_array_equal(known.logits(tokens)[0, 0], np.float32(tokens.sum()))
+    assert asked == [(1, 200), (1, 20), (1, 150), (1, 20), (1, 150)]

@@ -33,6 +33,8 @@ class Toy:
     remembers: bool = True
     pads: bool = True
     batches: bool = True
+    refuses: bool = False
+    cache_axis: int = 1
     name: str = "toy"
 
     def run(
@@ -50,7 +52,7 @@ class Toy:
         before = past["cache"] if past else np.zeros((len(tokens), 0, WIDTH))
         seen, total = before.shape[1], before.shape[1] + tokens.shape[1]
         valid = np.ones((len(tokens), total), np.int64) if mask is None else mask
-        if self.fault == "refuses left padding" and (valid[:, 0] == 0).any():
+        if self.refuses and (valid[:, 0] == 0).any():
             raise rejected("model-run-failed", f"node {LEFT_PADDING} failed", "pad on the right")
         if self.fault == "fails on pieces" and seen and tokens.shape[1] > 1:
             raise rejected("model-run-failed", "shapes do not fit", "export it again")
@@ -118,13 +120,19 @@ def test_a_right_decoder_passes_every_case_that_applies() -> None:
     ],
 )
 def test_a_case_catches_what_it_is_there_for(fault: str, case: str) -> None:
-    assert case in failing(Toy(fault))
+    assert case in failing(Toy(fault, refuses=case == "right_padding"))
 
 
 def test_left_padding_may_be_refused_by_the_node_that_says_so() -> None:
-    found = checked(Toy("refuses left padding"))["left_padding"]
+    found = checked(Toy(refuses=True))["left_padding"]
     assert found.verdict == "pass" and LEFT_PADDING in found.detail
-    assert found.value is None and not failing(Toy("refuses left padding"))
+    assert found.value is None and not failing(Toy(refuses=True))
+
+
+def test_a_step_after_padding_on_the_right_is_asked_of_graphs_that_are_fed_so() -> None:
+    """One that takes padding on the left may count places, as ``attention{padding=any}`` does."""
+    assert "step" not in checked(Toy())["right_padding"].detail
+    assert "step" in checked(Toy(refuses=True))["right_padding"].detail
 
 
 def test_a_case_that_does_not_apply_says_why() -> None:

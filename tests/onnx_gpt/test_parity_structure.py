@@ -123,12 +123,14 @@ def test_what_cannot_be_proven_says_so(bundles: Path) -> None:
     assert proven.checks["codes"].verdict == "pass" and proven.checks["float_twin"].verdict == "pass"
 
 
-def test_weights_that_calibration_has_changed_are_not_held_against_the_source(bundles: Path) -> None:
+def test_without_its_report_nobody_knows_what_a_bundle_was_turned_by(bundles: Path) -> None:
     source, text = str(bundles / "source"), bundles / "text.npy"
     onnx_gpt.optimize(source, bundles / "w8a8", quantize="w8a8", calibration=text, parity=False)
+    (bundles / "w8a8" / "report.json").unlink()
     parity = onnx_gpt.validate(bundles / "w8a8", source, tokens=FEW)
     assert parity.verdict == "pass" and parity.scheme == "w8a8"
-    assert {"codes", "float_twin"} <= parity.not_run.keys()
+    assert {"weights", "codes", "float_twin"} <= parity.not_run.keys()
+    assert "report" in parity.not_run["codes"]
 
 
 def test_codes_are_read_as_the_kernel_reads_them(bundles: Path) -> None:

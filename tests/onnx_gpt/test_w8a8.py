@@ -27,6 +27,16 @@ def test_it_passes_its_gate_with_an_int8_cache_too(bundle: tuple[Path, onnx_gpt.
     assert written["recipe"]["quantize"] == "w8a8" and written["calibration"]["windows"] == 16
 
 
+def test_down_projections_go_token_by_token_where_blocks_are_that_wide(
+    bundle: tuple[Path, onnx_gpt.Report], tmp_path: Path
+) -> None:
+    assert "8 bits by channel, inputs 8 bits by token" not in bundle[1].quantization
+    report = onnx_gpt.optimize("sample:tiny", tmp_path / "b", quantize="w8a8", block_size=512, tokens=512)
+    assert report.quantization["8 bits by channel, inputs 8 bits by token"] == 4
+    assert report.recipe["block_size"] == 512
+    assert isinstance(report.parity, Parity) and report.parity.verdict == "pass"
+
+
 def test_it_generates_what_the_float_bundle_says(
     bundle: tuple[Path, onnx_gpt.Report], tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ class Target:
     """One runtime's bundle.
 
     Attributes:
-        name: that of its file here, and of its folder where a job has several.
+        name: that of its file here, words joined by hyphens, and of its folder where a job has several.
         models: all that the target offers, the first being the one that a report's head speaks of.
         files: small files by their path in the bundle.
         finish: called with the folder when everything else lies in it, to turn it into what the runtime opens. The
@@ -112,8 +112,7 @@ class Target:
 @functools.cache
 def targets() -> Mapping[str, Target]:
     """Targets by name."""
-    found: dict[str, Target] = {name: module.TARGET for name, module in modules_of(__name__).items()}
-    return found
+    return {module.TARGET.name: module.TARGET for module in modules_of(__name__).values()}
 
 
 def target(name: str) -> Target:

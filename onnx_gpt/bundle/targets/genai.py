@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from exporter.errors import Exit, OnnxGptError, unsupported
@@ -12,7 +13,15 @@ from onnx_gpt.bundle.runtime import Runtime
 from onnx_gpt.bundle.targets import BundleFacts, ModelFile, Target
 
 
-def files(facts: BundleFacts) -> dict[str, bytes]:
+def files(facts: BundleFacts, providers: Sequence[str] = ()) -> dict[str, bytes]:
+    """Small files.
+
+    Args:
+        providers: execution providers besides the CPU's, as genai_config.json calls them.
+
+    Raises:
+        OnnxGptError: ``target-needs-cache`` (exit 3), ``context-length-unknown`` (exit 2).
+    """
     if facts.decoder is None:
         raise unsupported(
             "target-needs-cache",
@@ -26,11 +35,11 @@ def files(facts: BundleFacts) -> dict[str, bytes]:
             "say it with --context-length",
             exit=Exit.USAGE,
         )
-    config = json.dumps(genai_config(facts, facts.decoder), indent=2).encode() + b"\n"
+    config = json.dumps(genai_config(facts, facts.decoder, providers), indent=2).encode() + b"\n"
     return {**facts.common_files(), "genai_config.json": config}
 
 
-def genai_config(facts: BundleFacts, decoder: DecoderFacts) -> dict[str, Any]:
+def genai_config(facts: BundleFacts, decoder: DecoderFacts, providers: Sequence[str] = ()) -> dict[str, Any]:
     """The runtime's configuration. ``type`` is ``decoder``: a type such as ``gpt2`` implies one combined cache."""
     eos = facts.token_ids("eos_token_id") or [decoder.vocab_size - 1]
     pad = facts.token_ids("pad_token_id") or eos[:1]
@@ -50,7 +59,10 @@ def genai_config(facts: BundleFacts, decoder: DecoderFacts) -> dict[str, Any]:
                 "num_attention_heads": decoder.heads,
                 "num_key_value_heads": decoder.kv_heads,
                 "num_hidden_layers": decoder.layers,
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{provider: {}} for provider in providers],
+                },
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",

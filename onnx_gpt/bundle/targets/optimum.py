@@ -36,6 +36,14 @@ READS_KV_HEADS = READS_HEAD_DIM | {
 }
 
 
+def empty_cache(kind: str, *, heads: int, kv_heads: int, head_dim: int, hidden_size: int) -> tuple[int, int]:
+    """Kv heads and head dim of the empty cache that Optimum makes for a model of these sizes, by its ``model_type``."""
+    return (
+        kv_heads if kind in READS_KV_HEADS else heads,
+        head_dim if kind in READS_HEAD_DIM else hidden_size // heads,
+    )
+
+
 def files(facts: BundleFacts) -> dict[str, bytes]:
     """Small files.
 
@@ -44,12 +52,17 @@ def files(facts: BundleFacts) -> dict[str, bytes]:
     """
     kind, decoder = facts.config.get("model_type"), facts.decoder
     if decoder is not None and isinstance(kind, str):
-        kv_heads = decoder.kv_heads if kind in READS_KV_HEADS else decoder.heads
-        head_dim = decoder.head_dim if kind in READS_HEAD_DIM else decoder.hidden_size // decoder.heads
-        if (kv_heads, head_dim) != (decoder.kv_heads, decoder.head_dim):
+        made = empty_cache(
+            kind,
+            heads=decoder.heads,
+            kv_heads=decoder.kv_heads,
+            head_dim=decoder.head_dim,
+            hidden_size=decoder.hidden_size,
+        )
+        if made != (decoder.kv_heads, decoder.head_dim):
             raise unsupported(
                 "target-unsupported",
-                f"for {kind} Optimum 0.1 makes a cache of {kv_heads} kv heads of {head_dim}, and this model's has "
+                f"for {kind} Optimum 0.1 makes a cache of {made[0]} kv heads of {made[1]}, and this model's has "
                 f"{decoder.kv_heads} of {decoder.head_dim}",
                 "use --target ort",
             )

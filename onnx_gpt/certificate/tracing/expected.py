@@ -16,7 +16,7 @@ from exporter.match import match_weights
 from exporter.weights import Array, Stack, Weight, WeightTensor
 from graph_passes import run_pipeline
 from graph_passes.matching import role_of
-from onnx_gpt.exporting import CANONICAL_PIPELINE, Transform, export
+from onnx_gpt.exporting import Transform, canonical_pipeline, export
 
 NORMS = {
     "RMSNormalization": (1, None, None),
@@ -35,11 +35,13 @@ class Expected:
     Attributes:
         decoder: None where the source is a graph, and no family describes it.
         mixed: whether weights were multiplied by rotations, whose sums come out otherwise for other pieces.
+        corrected: whether biases make up for what rounding does on a text, which is not known here.
     """
 
     weights: Mapping[str, Weight]
     decoder: Decoder | None
     mixed: bool
+    corrected: bool = False
 
     def parts(self, role: str, kind: str) -> list[tuple[str, Weight]]:
         """The weights (``kind`` is ``weight`` or ``bias``) that lie under each other in a role's, with their roles."""
@@ -64,11 +66,14 @@ class Expected:
         return np.cos(angles) * factor, np.sin(angles) * factor
 
 
-def expected_of(opened: Opened, transform: Transform | None = None) -> Expected:
+def expected_of(
+    opened: Opened, transform: Transform | None = None, context_length: int | None = None
+) -> Expected:
     """What a bundle of a source should hold. Reads no weight.
 
     Args:
         transform: what a checkpoint's decoder goes through before its graph is built: w8a8 rotates it.
+        context_length: tokens that the bundle was made for, where a graph does not say that itself.
     """
     if isinstance(opened, Checkpoint):
         decoder = describe(opened)
@@ -78,9 +83,9 @@ def expected_of(opened: Opened, transform: Transform | None = None) -> Expected:
         if transform is not None:
             decoder, weights = transform(decoder, weights)
         return Expected(weights, decoder, transform is not None)
-    model = export(opened).model
-    run_pipeline(model, CANONICAL_PIPELINE.replace("{context}", ""), verify=False)
-    return Expected(dict(_by_role(model.graph)), None, False)
+    exported = export(opened, context_length)
+    run_pipeline(exported.model, canonical_pipeline(exported.context_length), verify=False)
+    return Expected(dict(_by_role(exported.model.graph)), None, False)
 
 
 def _by_role(graph: ir.Graph) -> Iterator[tuple[str, Weight]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from calibration.dynamic.blocks import CHANNELS
-from graph_passes.matching import attribute
+from graph_passes.matching import attribute, producer
 from onnx_gpt.certificate.tracing.constants import can_evaluate, is_constant, tensor_of
 from onnx_gpt.certificate.tracing.stored import Blocks, ColumnBlocks, Dequantized, Plain, Stored
 
@@ -14,11 +14,11 @@ def matrix_of(node: ir.Node) -> Stored | str | None:
     """W ``[N, K]`` of a product or table of a lookup; why it cannot be told; None where a node is neither."""
     kind = node.op_type
     if kind == "MatMulNBits":
-        return _blocks(node, node.inputs[1], node.inputs[2], attribute(node, "K", 0), _shift_of_product(node))
+        return _blocks(node, node.inputs[1], node.inputs[2], attribute(node, "K", 0), _shift_of(node))
     if kind == "GatherBlockQuantized":
         shape = tensor_of(node.inputs[0]).shape.numpy() if is_constant(node.inputs[0]) else ()
         columns = int(shape[1]) * attribute(node, "block_size", 0) if len(shape) == 3 else 0
-        return _blocks(node, node.inputs[0], node.inputs[2], columns, _shift_of_lookup(node))
+        return _blocks(node, node.inputs[0], node.inputs[2], columns, _shift_of(node))
     if CHANNELS in node.metadata_props:
         return _column_blocks(node)
     if kind == "Gather":
@@ -97,21 +97,21 @@ def _blocks(
     return Blocks(codes, scale, shift, attribute(node, "bits", 4), attribute(node, "block_size", 0), columns)
 
 
-def _shift_of_product(node: ir.Node) -> ir.Value | None:
-    """The shifts that a product's block sums are multiplied by beside it (`calibration.quantization.lowering`)."""
+def shift_added(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """What adds the shifts of blocks to a product or a lookup (`calibration.quantization.lowering`), and they."""
     for use in node.outputs[0].uses():
         other = use.node.inputs[1 - use.idx] if use.node.op_type == "Add" else None
-        product = other.producer() if other is not None else None
-        if product is not None and product.op_type == "FusedMatMul" and can_evaluate(product.inputs[1]):
-            return product.inputs[1]
+        maker = other.producer() if other is not None else None
+        if maker is not None and node.op_type == "MatMulNBits":
+            shifts = maker.inputs[1] if maker.op_type == "FusedMatMul" else None
+        else:
+            rows = producer(maker.inputs[0], "Gather") if maker is not None else None
+            shifts = rows.inputs[0] if rows is not None else None
+        if shifts is not None and can_evaluate(shifts):
+            return use.node, shifts
     return None
 
 
-def _shift_of_lookup(node: ir.Node) -> ir.Value | None:
-    for use in node.outputs[0].uses():
-        other = use.node.inputs[1 - use.idx] if use.node.op_type == "Add" else None
-        column = other.producer() if other is not None else None
-        rows = column.inputs[0].producer() if column is not None and column.inputs[0] is not None else None
-        if rows is not None and rows.op_type == "Gather" and can_evaluate(rows.inputs[0]):
-            return rows.inputs[0]
-    return None
+def _shift_of(node: ir.Node) -> ir.Value | None:
+    added = shift_added(node)
+    return None if added is None else added[1]

@@ -16,10 +16,16 @@ Rows = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
 class Stored(abc.ABC):
-    """One weight of the file. ``initializers`` are the values that it is made of."""
+    """One weight of the file.
+
+    Attributes:
+        initializers: values that it is made of.
+        grid: bits of a code, and columns of a row that share a step; None of floats.
+    """
 
     shape: tuple[int, ...]
     initializers: tuple[ir.Value, ...]
+    grid: tuple[int, int] | None = None
 
     @abc.abstractmethod
     def rows(self, start: int, stop: int) -> Rows:
@@ -69,6 +75,7 @@ class Blocks(Stored):
         self.shape = (int(tensor_of(self.codes).shape.numpy()[0]), self.columns)
         values = [self.scale] if self.shift is None else [self.scale, self.shift]
         self.initializers = (self.codes, *(leaf for value in values for leaf in leaves(value)))
+        self.grid = (self.bits, self.block)
         self._scale: np.ndarray | None = None
         self._shift: np.ndarray | None = None
 
@@ -111,6 +118,7 @@ class Dequantized(Stored):
         shape = tuple(int(dim) for dim in tensor_of(self.codes).shape.numpy())
         self.shape = shape[::-1] if self.turned else shape
         self.initializers = (self.codes, *leaves(self.scale))
+        self.grid = (tensor_of(self.codes).dtype.bitwidth, self.block or self.shape[1])
 
     def rows(self, start: int, stop: int) -> Rows:
         codes = read(self.codes)[:, start:stop].T if self.turned else read(self.codes, start, stop)
@@ -152,6 +160,7 @@ class ColumnBlocks(Stored):
         *groups, width, self.block = (int(dim) for dim in tensor_of(self.codes).shape.numpy()[1:])
         self.shape = (self.channels, width * int(np.prod(groups, dtype=np.int64)))
         self.initializers = (self.codes, *leaves(self.scale))
+        self.grid = (8, width)
 
     def rows(self, start: int, stop: int) -> Rows:
         first, last = start // self.block, -(-stop // self.block)

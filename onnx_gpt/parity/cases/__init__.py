@@ -28,6 +28,7 @@ class Model(Protocol):
         remembers: it goes on from a cache that it is given.
         pads: it is told which tokens are padding.
         batches: it takes several rows.
+        cache_axis: of a cache, along which tokens lie.
     """
 
     @property
@@ -40,6 +41,8 @@ class Model(Protocol):
     def pads(self) -> bool: ...
     @property
     def batches(self) -> bool: ...
+    @property
+    def cache_axis(self) -> int: ...
 
     def run(
         self,

@@ -7,12 +7,10 @@ nothing is asked.
 
 from __future__ import annotations
 
-import numpy as np
-
 from exporter.errors import OnnxGptError
 from graph_passes.lowering.lengths import LEFT_PADDING
 from onnx_gpt.parity.cases import NO_MASK, ONE_ROW, Found, Held, NotRun, Trial
-from onnx_gpt.parity.cases._padding import compared, padded
+from onnx_gpt.parity.cases._padding import compared, run_padded_left
 from onnx_gpt.parity.metrics import divergence, log_softmax
 
 NONSENSE = 1e-3
@@ -25,26 +23,27 @@ def run(trial: Trial) -> Found:
         return NO_MASK
     if not candidate.batches:
         return ONE_ROW
-    rows, mask, short = padded(trial, left=True)
-    try:
-        logits, past = candidate.run(rows, mask)
-    except OnnxGptError as error:
-        if LEFT_PADDING in error.cause:
-            return Held(f"refused by the node {LEFT_PADDING}")
-        raise
-    if trial.reference is not candidate and not _takes_it(trial, rows, mask, short):
+    found = run_padded_left(trial, candidate)
+    if found is None:
+        return Held(f"refused by the node {LEFT_PADDING}")
+    if trial.reference is not candidate and not _takes_it(trial):
         return NotRun("the reference itself computes nonsense for rows that are padded on the left")
-    return compared(trial, [logits[0], logits[1, -short:]], mask, past)
+    logits, past, mask = found
+    short = len(trial.tokens) // 2
+    return compared(trial, [logits[0], logits[1, -short:]], mask, past, step=True)
 
 
-def _takes_it(trial: Trial, rows: np.ndarray, mask: np.ndarray, short: int) -> bool:
+def _takes_it(trial: Trial) -> bool:
     """Whether the reference gives a left-padded row what it gives the row alone, or takes none, or refuses it."""
     reference = trial.reference
     if not reference.pads or not reference.batches:
         return True
     try:
-        padded_row = reference.run(rows, mask)[0][1, -short:]
+        found = run_padded_left(trial, reference)
     except OnnxGptError:
         return True
+    if found is None:
+        return True
+    short = len(trial.tokens) // 2
     alone = reference.logits(trial.tokens[None, :short])[0]
-    return float(divergence(log_softmax(padded_row), log_softmax(alone)).mean()) <= NONSENSE
+    return float(divergence(log_softmax(found[0][1, -short:]), log_softmax(alone)).mean()) <= NONSENSE

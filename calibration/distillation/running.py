@@ -1,0 +1,143 @@
+"""A decoder in PyTorch, straight from its description and its weights by role.
+
+What `exporter.build` writes as nodes is computed here, in the same order and by the same roles; a test holds the one
+against the other in every family. Sequences are whole: nothing comes before them, nothing is padded.
+
+Dims: B batch, S tokens, H heads, K kv heads, D head dim, E hidden, V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
+
+Weights: TypeAlias = Mapping[str, Tensor]
+"""float32 tensors by role (``layers.3.ffn.down.weight``), each in the shape that its part states."""
+
+
+def device() -> str:
+    """A GPU where torch sees one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Weights where they will run."""
+    return {role: torch.from_numpy(array).to(device()) for role, array in arrays.items()}
+
+
+def residual(decoder: Decoder, weights: Weights, tokens: Tensor) -> Tensor:
+    """The residual stream behind the last layer, ``[B, S, E]``, of tokens int64 ``[B, S]``."""
+    x = weights["embedding.weight"][tokens] * decoder.embedding_scale
+    if decoder.positions is not None:
+        x = x + weights["positions.weight"][: tokens.shape[1]]
+    for i, layer in enumerate(decoder.layers):
+        x = _layer(weights, f"layers.{i}", layer, x)
+    return x
+
+
+def logits(decoder: Decoder, weights: Weights, x: Tensor) -> Tensor:
+    """Logits ``[…, V]`` of a residual stream ``[…, E]``: the last norm and the head."""
+    x = _norm(weights, "norm", decoder.norm, x)
+    if decoder.head_input is not None:
+        x = _linear(weights, "head_input", decoder.head_input, x)
+    table = "embedding.weight" if decoder.tied else "head.weight"
+    found = F.linear(x, weights[table], weights.get("head.bias"))
+    cap = decoder.logit_softcap
+    return torch.tanh(found / cap) * cap if cap else found
+
+
+def _layer(weights: Weights, role: str, layer: Layer, x: Tensor) -> Tensor:
+    normed = _norm(weights, f"{role}.attention_norm", layer.attention_norm, x)
+    attended = _attention(weights, f"{role}.attention", layer.attention, normed)
+    if layer.parallel:
+        normed = _norm(weights, f"{role}.ffn_norm", layer.ffn_norm, x)
+        return x + (attended + _feed_forward(weights, f"{role}.ffn", layer.ffn, normed))
+    if layer.attention_post_norm is not None:
+        attended = _norm(weights, f"{role}.attention_post_norm", layer.attention_post_norm, attended)
+    x = x + attended
+    normed = _norm(weights, f"{role}.ffn_norm", layer.ffn_norm, x)
+    fed = _feed_forward(weights, f"{role}.ffn", layer.ffn, normed)
+    if layer.ffn_post_norm is not None:
+        fed = _norm(weights, f"{role}.ffn_post_norm", layer.ffn_post_norm, fed)
+    return x + fed
+
+
+def _attention(weights: Weights, role: str, attention: Attention, x: Tensor) -> Tensor:
+    def heads(name: str, linear: Linear, count: int, norm: Norm | None, rope: Rope | None) -> Tensor:
+        """``[B, count, S, D]``."""
+        y = _linear(weights, f"{role}.{name}", linear, x).unflatten(-1, (count, attention.head_dim))
+        if norm is not None:
+            y = _norm(weights, f"{role}.{name}_norm", norm, y)
+        y = y.transpose(1, 2)
+        return y if rope is None else _rotated(y, rope)
+
+    q = heads("q", attention.q, attention.heads, attention.q_norm, attention.rope)
+    k = heads("k", attention.k, attention.kv_heads, attention.k_norm, attention.rope)
+    v = heads("v", attention.v, attention.kv_heads, None, None)
+    group = attention.heads // attention.kv_heads
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    y = _attended(q, k, v, attention)
+    return _linear(weights, f"{role}.o", attention.o, y.transpose(1, 2).flatten(2))
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    """Each token's values, of itself and those before it that it sees: ``[B, H, S, D]`` each."""
+    length = q.shape[2]
+    unlimited = attention.window is None or attention.window >= length
+    if unlimited and not attention.softcap:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scale)
+    seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    if attention.window is not None:
+        seen = seen.triu(1 - attention.window)
+    if not attention.softcap:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attention.scale)
+    scores = torch.tanh(q @ k.transpose(2, 3) * (attention.scale / attention.softcap)) * attention.softcap
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+
+def _rotated(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary positions, half-split: ``[B, H, S, D]``; angles in float32, as the graph's tables are."""
+    angles = np.outer(np.arange(x.shape[2], dtype=np.float32), np.array(rope.frequencies, np.float32))
+    factor = np.float32(rope.factor)
+    cos, sin = (torch.from_numpy(f(angles) * factor).to(x.device) for f in (np.cos, np.sin))
+    turned, rest = x[..., : rope.rotated], x[..., rope.rotated :]
+    first, second = turned.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)
+
+
+def _feed_forward(weights: Weights, role: str, ffn: FeedForward, x: Tensor) -> Tensor:
+    hidden = _linear(weights, f"{role}.up", ffn.up, x)
+    if ffn.gate is None:
+        hidden = _activation(ffn.activation, hidden)
+    else:
+        hidden = _activation(ffn.activation, _linear(weights, f"{role}.gate", ffn.gate, x)) * hidden
+    return _linear(weights, f"{role}.down", ffn.down, hidden)
+
+
+def _activation(kind: str, x: Tensor) -> Tensor:
+    if kind == "silu":
+        return F.silu(x)
+    if kind == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def _linear(weights: Weights, role: str, linear: Linear, x: Tensor) -> Tensor:
+    bias = None if linear.bias is None else weights[f"{role}.bias"]
+    return F.linear(x, weights[f"{role}.weight"], bias)
+
+
+def _norm(weights: Weights, role: str, norm: Norm, x: Tensor) -> Tensor:
+    weight, size = weights[f"{role}.weight"], x.shape[-1:]
+    if norm.kind == "rms":
+        return F.rms_norm(x, size, weight, norm.epsilon)
+    bias = None if norm.bias is None else weights[f"{role}.bias"]
+    return F.layer_norm(x, size, weight, bias, norm.epsilon)

@@ -1,0 +1,239 @@
+"""Several models of one family tree on one text: what each has lost and gained, step by step and beside all others.
+
+The first is what the others are compared with. Log perplexities are of the same tokens, so that the damages of the
+steps of a chain (pruned, healed, quantized) add up to that of the whole; KL, which does not add up, is from the first.
+Checkpoints are run as their own float graph, bundles as they are; PyTorch is not needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.checkpoint import Checkpoint, GraphSource
+from exporter.errors import Exit, OnnxGptError, unsupported
+from exporter.onnx_format.reader import read_file
+from exporter.writing import dtype_of, nbytes
+from graph_passes import ORT_PIPELINE, run_pipeline
+from graph_passes.structure.products import weights_multiplied
+from onnx_gpt.bundle.writing import REPORT
+from onnx_gpt.exporting import export
+from onnx_gpt.optimizing.calibrating import runnable
+from onnx_gpt.parity.candidate import Candidate
+from onnx_gpt.parity.metrics import Agreement
+from onnx_gpt.parity.sides import Side, open_side, require_same_vocabulary
+from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens
+from onnx_gpt.planning.pareto import front
+from onnx_gpt.progress import Progress, Silent
+from onnx_gpt.searching.kernel_times import CONTEXT, STEPS, step_seconds
+
+SCHEMA = "onnx-gpt/comparison/1"
+WINDOW = 512
+"""Tokens of a window of text, where the first model's context holds as many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One model.
+
+    Attributes:
+        name: as it was given.
+        parent: the one of the others that it was made from, as its report says; the first where that says nothing.
+        bytes: of its weights as they are stored, a bundle's graph included.
+        multiplications: by weights, for one token of a decode step.
+        kl, kl_error: mean KL from the first and its standard error, nats a token.
+        log_perplexity: nats a token.
+        step: log perplexity more than the parent's.
+        decode: tokens a second after `CONTEXT` tokens; None where it was not timed.
+        front: whether no other is both as small and as near to the first.
+    """
+
+    name: str
+    parent: str | None
+    bytes: int
+    multiplications: int
+    kl: float
+    kl_error: float
+    log_perplexity: float
+    step: float
+    decode: float | None = None
+    front: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What was measured, on so many predicted tokens of a text."""
+
+    text: str
+    tokens: int
+    variants: tuple[Variant, ...]
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "schema": SCHEMA,
+            "text": self.text,
+            "tokens": self.tokens,
+            "variants": [dataclasses.asdict(one) for one in self.variants],
+        }
+
+
+def compare(
+    first: str,
+    *others: str,
+    text: Path | None = None,
+    tokens: int = 2048,
+    time: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure models against the first, and each against the one that it was made from.
+
+    Args:
+        first, others: checkpoints, bundles or .onnx files of one vocabulary.
+        text: UTF-8 file; the held-out part of Python's documentation by default.
+        tokens: predicted tokens, at least.
+        time: time decode steps, one model after the other; it means something on an idle machine only.
+
+    Raises:
+        OnnxGptError: ``compare-usage`` (exit 2) for one model alone; ``module-compare`` (exit 3);
+            ``vocabulary-differs``; what opening, running and reading text raise.
+    """
+    progress = progress or Silent()
+    names = list(dict.fromkeys((first, *others)))
+    if len(names) < 2:
+        raise OnnxGptError(
+            "compare-usage",
+            "one model alone is compared with nothing",
+            "name another, or use validate",
+            exit=Exit.USAGE,
+        )
+    sides = [open_side(name) for name in names]
+    found: list[Variant] = []
+    with tempfile.TemporaryDirectory(prefix="onnx-gpt-compare-") as folder:
+        kept = Path(folder) / "reference.npy"
+        windows: EvaluationTokens | None = None
+        vocab = 0
+        for i, side in enumerate(sides):
+            progress.stage(side.uri)
+            with _running(side, Path(folder) / str(i), progress) as (model, graph):
+                if windows is None:
+                    vocab = model.vocab_size or 0
+                    windows = _text(sides, model, tokens, text)
+                require_same_vocabulary(model.vocab_size or vocab, vocab, (side.uri, names[0]))
+                agreement = _measured(model, windows.windows, kept, progress)
+                decode = 1 / step_seconds(model.path, _context(side)) if time else None
+                found.append(_variant(side, names, graph, agreement, decode))
+    assert windows is not None
+    return Comparison(windows.origin, windows.predicted, _related(found))
+
+
+def _text(sides: Sequence[Side], model: Candidate, tokens: int, path: Path | None) -> EvaluationTokens:
+    tokenizer = next((side.tokenizer for side in sides if side.tokenizer is not None), None)
+    window = min([WINDOW, *(side.facts.context for side in sides if side.facts.context)])
+    return evaluation_tokens(tokenizer, model.vocab_size or 2, tokens=tokens, window=window, path=path)
+
+
+def _context(side: Side) -> int:
+    return min(CONTEXT, (side.facts.context or CONTEXT + STEPS + 1) - STEPS - 1)
+
+
+@contextmanager
+def _running(side: Side, folder: Path, progress: Progress) -> Iterator[tuple[Candidate, ir.Model]]:
+    """A side as it is used, and its graph."""
+    if isinstance(side.opened, GraphSource):
+        yield Candidate(side.opened.path), read_file(side.opened.path)
+    elif isinstance(side.opened, Checkpoint):
+        model = export(side.opened).model
+        run_pipeline(model, ORT_PIPELINE, verify=False)
+        with runnable(model, folder, progress) as candidate:
+            yield candidate, model
+    else:
+        raise unsupported(
+            "module-compare", f"{side.uri} is a module, which has no size", "compare bundles made from it"
+        )
+
+
+def _measured(model: Candidate, windows: np.ndarray, kept: Path, progress: Progress) -> Agreement:
+    """A model's agreement with the first, whose logits are kept in a file."""
+    agreement = Agreement()
+    N, S = windows.shape
+    shape = (N, S - 1, model.vocab_size or 0)
+    known = kept.exists()
+    if known:
+        reference = np.lib.format.open_memmap(kept, "r")
+    else:
+        reference = np.lib.format.open_memmap(kept, "w+", np.float32, shape)
+    for i, window in enumerate(windows):
+        logits = model.logits(window[None])[0, :-1]
+        if not known:
+            reference[i] = logits
+        agreement.add(logits, np.asarray(reference[i]), window[1:])
+        progress.advance(i + 1, N, "windows of text")
+    return agreement
+
+
+def _variant(
+    side: Side, names: Sequence[str], graph: ir.Model, agreement: Agreement, decode: float | None
+) -> Variant:
+    kl = np.concatenate(agreement.kl)
+    return Variant(
+        name=side.uri,
+        parent=_parent(side.uri, names),
+        bytes=_bytes(side),
+        multiplications=weights_multiplied(graph.graph),
+        kl=float(kl.mean()),
+        kl_error=float(kl.std() / math.sqrt(len(kl))),
+        log_perplexity=float(np.concatenate(agreement.nll).mean()),
+        step=0.0,
+        decode=decode,
+    )
+
+
+def _related(found: Sequence[Variant]) -> tuple[Variant, ...]:
+    """With what each step has cost, and the front of size and KL."""
+    by_name = {one.name: one for one in found}
+    edge = front([(one.bytes, one.kl) for one in found])
+    return tuple(
+        dataclasses.replace(
+            one,
+            step=0.0 if one.parent is None else one.log_perplexity - by_name[one.parent].log_perplexity,
+            front=i in edge,
+        )
+        for i, one in enumerate(found)
+    )
+
+
+def _parent(name: str, names: Sequence[str]) -> str | None:
+    """Which of the models one was made from: what its report names, else the first."""
+    if name == names[0]:
+        return None
+    folder = Path(name) if Path(name).is_dir() else Path(name).parent
+    try:
+        report = json.loads((folder / REPORT).read_text("utf-8"))
+        source = report["source"]
+        source = str(source["uri"] if isinstance(source, dict) else source)
+    except (OSError, ValueError, KeyError, TypeError):  # no report, or somebody else's
+        return names[0]
+    same = [other for other in names if other != name and _place(other) == _place(source)]
+    return same[0] if same else names[0]
+
+
+def _place(uri: str) -> str:
+    return str(Path(uri).resolve()) if Path(uri).exists() else uri
+
+
+def _bytes(side: Side) -> int:
+    if isinstance(side.opened, GraphSource):
+        path = side.opened.path
+        return sum(file.stat().st_size for file in path.parent.iterdir() if file.name.startswith(path.name))
+    assert isinstance(side.opened, Checkpoint)
+    return nbytes(side.opened, dtype_of(side.opened.weights.values()))

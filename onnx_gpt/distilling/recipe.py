@@ -1,0 +1,91 @@
+"""The settings of one distillation, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from calibration.scheme import WeightOnly, scheme_of
+from exporter.errors import Exit, OnnxGptError
+
+RATES = {"trained": 5e-5, "untrained": 1e-3, "scales": 1e-3}
+"""Learning rates where none is asked for; measured in docs/experiments.md."""
+QUANTIZED = ("int4", "int8")
+"""Schemes whose scales can be trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillRecipe:
+    """What `onnx_gpt.distill` is to do.
+
+    Attributes:
+        data: text to train on; Python's own documentation where None.
+        steps: of the schedule; fewer are made where the held-out loss keeps rising.
+        batch: windows of text in a step, 512 tokens each where the context holds as many.
+        rate: the largest learning rate; a measured one where None.
+        mix: share of the cross-entropy with the text itself, 0 to 1; 1 is training without a teacher.
+        temperature: that both distributions are taken at.
+        hidden: weight of the distance of the residual streams behind the last layers; 0 for none.
+        quantize: ``int4`` or ``int8``: the student's codes stay, scales of blocks, norms and biases are trained.
+        seed: of an untrained student's weights, and of the order of the text.
+        text, tokens: what perplexity is measured on, and on how many tokens at least.
+    """
+
+    data: Path | None = None
+    steps: int = 200
+    batch: int = 4
+    rate: float | None = None
+    mix: float = 0.0
+    temperature: float = 1.0
+    hidden: float = 0.0
+    quantize: str | None = None
+    seed: int = 0
+    text: Path | None = None
+    tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.tokens < 1 or self.seed < 0:
+            raise invalid("steps, batch and tokens are 1 at least, the seed 0", "give larger numbers")
+        rate = 1.0 if self.rate is None else self.rate
+        if not (0 < rate <= 1 and 0 < self.temperature <= 100):
+            raise invalid("a learning rate is above 0 and at most 1, a temperature at most 100", "change it")
+        if not (0 <= self.mix <= 1 and 0 <= self.hidden < math.inf):
+            raise invalid("mix is a share, 0 to 1, and hidden a weight, 0 or more", "change it")
+        if self.quantize not in (None, *QUANTIZED):
+            raise invalid(f"scales of {self.quantize!r} cannot be trained", f"use {' or '.join(QUANTIZED)}")
+
+    @property
+    def scheme(self) -> WeightOnly | None:
+        """Whose grids the student's codes lie on; None where weights themselves are trained."""
+        if self.quantize is None:
+            return None
+        scheme = scheme_of(self.quantize)
+        assert isinstance(scheme, WeightOnly)
+        return scheme
+
+    def echo(self, rate: float | None = None) -> dict[str, Any]:
+        """Plain values, for people and for the report.
+
+        Args:
+            rate: the one that is taken where none was asked for.
+        """
+        return {
+            "data": str(self.data or "Python's own documentation: better give text of your own"),
+            "steps": self.steps,
+            "batch": self.batch,
+            "rate": self.rate or rate or "measured",
+            "mix": self.mix,
+            "temperature": self.temperature,
+            "hidden": self.hidden,
+            **({"quantize": self.quantize} if self.quantize else {}),
+            "seed": self.seed,
+            "text": str(self.text) if self.text else "held-out part of Python's own documentation",
+            "tokens": self.tokens,
+        }
+
+
+def invalid(cause: str, remedy: str) -> OnnxGptError:
+    """The error for settings that mean nothing."""
+    return OnnxGptError("distill-invalid", cause, remedy, exit=Exit.USAGE)

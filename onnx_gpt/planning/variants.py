@@ -1,0 +1,45 @@
+"""A checkpoint as it will be once structures have been taken out: its shapes, and weights that cannot be read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from exporter.checkpoint import Checkpoint
+from exporter.families import describe
+from exporter.resizing import resized_config
+from exporter.weights import Weight
+from onnx_gpt.pruning.recipe import structures_of
+from onnx_gpt.pruning.structures import equal_sizes, layers_gone
+
+
+class Unmade(Weight):
+    """A weight that does not exist yet."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        raise AssertionError("a plan reads no weight")
+
+
+def without(opened: Checkpoint, structured: str) -> Checkpoint:
+    """What ``onnx-gpt prune --structured`` would leave, in sizes: which neurons and layers go does not change them.
+
+    A search splits the same number of neurons over the layers in another way.
+
+    Raises:
+        OnnxGptError: ``prune-invalid`` (exit 2), ``variant-impossible`` (exit 3) where pruning would refuse.
+    """
+    wanted = structures_of(structured)
+    layers = describe(opened).layers
+    left = len(layers) - (layers_gone(wanted, len(layers)) if wanted.layers else 0)
+    sizes = equal_sizes(layers[:left], wanted)
+    shaped = dataclasses.replace(opened, config=resized_config(opened, sizes, kept=range(left)))
+    parts = dict(describe(shaped).parts()).values()
+    return dataclasses.replace(shaped, weights={part.name: Unmade(part.stored_shape) for part in parts})
