@@ -140,21 +140,22 @@ def require_apart(calibration: np.ndarray, evaluation: Sequence[Sequence[int]] |
     """Refuse text that is also evaluated on: both ``[N, S]``.
 
     Raises:
-        OnnxGptError: ``calibration-overlap`` where `RUN` tokens in a row are in both.
+        OnnxGptError: ``calibration-overlap`` where `RUN` tokens in a row, or those of a shorter window, are in both.
     """
-    ours, theirs = _runs(calibration), _runs(np.asarray(evaluation, np.int64))
+    both = calibration, np.asarray(evaluation, np.int64)
+    width = min(RUN, *(windows.shape[1] for windows in both))
+    ours, theirs = (_runs(windows, width) for windows in both)
     shared = int(np.isin(ours, theirs).sum())
     if shared:
         raise rejected(
             "calibration-overlap",
-            f"calibration and evaluation share text: {shared} of {len(ours)} runs of {RUN} tokens are in both",
+            f"calibration and evaluation share text: {shared} of {len(ours)} runs of {width} tokens are in both",
             "evaluate on text that calibration has not seen, with --text",
         )
 
 
-def _runs(windows: np.ndarray) -> np.ndarray:
-    """A number for each run of `RUN` tokens inside a window: a polynomial of the ids modulo 2⁶⁴."""
-    width = min(RUN, windows.shape[1])
+def _runs(windows: np.ndarray, width: int) -> np.ndarray:
+    """A number for each run of so many tokens inside a window: a polynomial of the ids modulo 2⁶⁴."""
     power = 1
     total = np.zeros((len(windows), windows.shape[1] - width + 1), np.uint64)
     for i in range(width):

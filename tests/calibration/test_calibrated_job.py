@@ -16,6 +16,7 @@ from calibration.quantization import gptq
 from exporter import sources
 from exporter.errors import Exit
 from onnx_gpt.bundle.staging import unfinished
+from onnx_gpt.parity.text import evaluation_tokens, even_window
 from onnx_gpt.recipe import GPTQ_WINDOWS, Recipe
 
 
@@ -113,8 +114,8 @@ def test_the_report_says_which_channels_cannot_be_scaled(
 
 
 def test_text_that_parity_reads_is_refused(corpus: Path, tmp_path: Path) -> None:
-    evaluated = np.random.default_rng(0).integers(0, 131, (3, 64))  # as parity draws them without a tokenizer
-    np.save(corpus, np.tile(evaluated.reshape(-1), 12))
+    evaluated = evaluation_tokens(None, 131, tokens=128, window=even_window(128, 64)).windows
+    np.save(corpus, np.tile(evaluated.reshape(-1), 80))
     with pytest.raises(onnx_gpt.OnnxGptError) as caught:
         onnx_gpt.optimize("llama", tmp_path / "out", quantize="int4", calibration=corpus, tokens=128)
     assert caught.value.code == "calibration-overlap"
