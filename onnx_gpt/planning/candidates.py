@@ -10,7 +10,7 @@ from exporter.checkpoint import Checkpoint, Opened
 from exporter.errors import OnnxGptError
 from onnx_gpt.bundle.plan import plan as builds_of
 from onnx_gpt.bundle.targets import chosen
-from onnx_gpt.planning.damage import healings, offered, pruning_damage, prunings, scheme_damage, summed, told
+from onnx_gpt.planning.damage import offered, pruning_damage, prunings, scheme_damage, summed, told
 from onnx_gpt.planning.device import Device, Measured
 from onnx_gpt.planning.prediction import CONTEXT, Estimate, Predicted
 from onnx_gpt.planning.variants import without
@@ -21,6 +21,9 @@ from onnx_gpt.recipe import Recipe
 SIZE_BAND = 0.02
 SPEED_BAND, MEMORY_BAND = 0.25, 0.25
 """Shares of itself by which a figure may be off. Speeds are those of a machine with nothing else to do."""
+
+CHECKPOINTS = ("pruned", "healed")
+"""What the commands of a way call the checkpoints that they make, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +89,6 @@ def candidates(
                         refused[_named(structured, healed, name)] = "its damage was not measured on any model"
                     continue
                 found.append(Candidate(_named(structured, healed, name), recipe, predicted))
-    if len(steps) > 1:
-        refused |= {f"distill what was pruned ({name})": why for name, why in healings().items()}
     return sorted(found, key=lambda one: one.predicted.size.value), refused, parameters
 
 
@@ -142,8 +143,9 @@ def _predicted(
 def _before(source: str, structured: str, healed: bool) -> tuple[str, ...]:
     if not structured:
         return ()
-    prune = f"onnx-gpt prune {source} -o pruned --structured {structured}"
-    return (prune, f"onnx-gpt distill pruned -o healed --teacher {source}") if healed else (prune,)
+    smaller, better = CHECKPOINTS
+    prune = f"onnx-gpt prune {source} -o {smaller} --structured {structured}"
+    return (prune, f"onnx-gpt distill {smaller} -o {better} --teacher {source}") if healed else (prune,)
 
 
 def _speeds(work: Work, measured: Measured | None) -> dict[str, Estimate | None]:

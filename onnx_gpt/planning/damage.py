@@ -58,7 +58,7 @@ class Pruning(_Frozen):
 class Healing(_Frozen):
     """Distillation after structures were taken out and fitted: the share of the lost log perplexity that came back."""
 
-    share: float
+    share: float = pydantic.Field(gt=0, le=1)
     by: str
 
 
@@ -116,7 +116,7 @@ def scheme_damage(
 
 
 def pruning_damage(structured: str, parameters: int, *, healed: bool = False) -> Estimate | None:
-    """What log perplexity rises by, in nats a token; None where nobody has measured it, or found it of use."""
+    """What log perplexity rises by, in nats a token; None where nobody has measured it."""
     tables = [
         _Table(
             _basis(one, parameters, one.prunings[0].by or one.by),
@@ -130,16 +130,11 @@ def pruning_damage(structured: str, parameters: int, *, healed: bool = False) ->
     if not healed or lost is None:
         return lost
     known = next((one for one in _nearest(parameters) if one.healing is not None), None)
-    if known is None or known.healing is None or known.healing.share <= 0:
+    if known is None or known.healing is None:
         return None
     left = 1 - known.healing.share
     basis = f"{lost.basis}, × {left:.2g} as on {known.name} ({known.healing.by})"
     return Estimate(value=left * lost.value, low=0.0, high=lost.high, basis=basis)
-
-
-def healings() -> dict[str, str]:
-    """Where distilling what was pruned has gained nothing, and how that is known."""
-    return {one.name: one.healing.by for one in known() if one.healing is not None and one.healing.share <= 0}
 
 
 @dataclasses.dataclass(frozen=True)

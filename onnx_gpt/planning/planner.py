@@ -11,7 +11,7 @@ from typing import Any
 
 from exporter import sources
 from exporter.errors import Exit, OnnxGptError
-from onnx_gpt.planning.candidates import Candidate, candidates
+from onnx_gpt.planning.candidates import CHECKPOINTS, Candidate, candidates
 from onnx_gpt.planning.device import Device, device_of
 from onnx_gpt.planning.pareto import front
 from onnx_gpt.planning.prediction import Predicted
@@ -106,7 +106,7 @@ def plan(
     text = toml_text(picked.recipe.resolved(), picked.predicted)
     if out is not None:
         out.write_text(text, "utf-8")
-    last = picked.predicted.before[-1].split(" -o ")[1].split(" ")[0] if picked.predicted.before else source
+    last = (source, *CHECKPOINTS)[len(picked.predicted.before)]
     commands = (
         *picked.predicted.before,
         f"onnx-gpt optimize {last} -o bundle --recipe {out or 'recipe.toml'}",
