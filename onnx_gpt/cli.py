@@ -55,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was published", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        kept = getattr(stopped, "__notes__", ())  # what a folder has been left for
+        print("; ".join(["\ninterrupted", "nothing was published", *kept]), file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader of our stdout has gone; that is its right
         sys.stderr.close()

@@ -104,6 +104,9 @@ def unfinished(out: Path) -> Iterator[Path]:
             ) from None
         try:
             yield folder
+        except KeyboardInterrupt as stopped:
+            stopped.add_note(f"the same command goes on from what is kept in {folder}")
+            raise
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
