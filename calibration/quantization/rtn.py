@@ -11,7 +11,7 @@ nothing is lost between the search and the file.
 Float16 bounds what a scale can be. Blocks too large for it are refused. In blocks so small that the scale is
 a subnormal, nothing is searched, and scales go up to the next multiple of 2⁻²⁴, which costs at most 2⁻²⁵ a weight.
 
-The arithmetic runs on pieces that fit a core's cache, transposed so that a block is a column: numpy then
+The arithmetic runs on pieces that fit a processor's cache, transposed so that a block is a column: numpy then
 reduces along the slow axis, which it does ten times faster than along rows of 32.
 """
 
@@ -23,8 +23,9 @@ from calibration.scheme import Grid
 from exporter.errors import rejected
 from exporter.weights import Coded, require_finite
 
-CACHED = 1 << 16
-"""Weights that are worked on at once: 256 KB of float32, twice."""
+CACHED = 1 << 18
+"""Weights that are worked on at once, 1 MB of float32 four times over: more than a core's own cache holds, but of smaller
+pieces two threads spend a third of their time on waiting for the interpreter (docs/experiments.md)."""
 
 STARTS = {8: (-128.0, -125.0, -122.0), 4: (-8.0, -7.3, -8.7), 2: (-2.0, -1.5, -2.5)}
 """Codes on which a block's extreme weight is put in turn; docs/experiments.md has the errors and times.
@@ -182,8 +183,11 @@ def round_to(q: np.ndarray, grid: Grid) -> None:
 
 def inverse(scale: np.ndarray) -> np.ndarray:
     """1/scale, and 0 where a scale is too small for a float32 to hold its inverse times any code."""
+    live = np.abs(scale) >= np.float32(1e-30)
+    if live.all():
+        return np.float32(1) / scale
     per_code: np.ndarray = np.zeros_like(scale)
-    np.divide(np.float32(1), scale, out=per_code, where=np.abs(scale) >= np.float32(1e-30))
+    np.divide(np.float32(1), scale, out=per_code, where=live)
     return per_code
 
 
