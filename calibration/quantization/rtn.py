@@ -24,8 +24,8 @@ from exporter.errors import rejected
 from exporter.weights import Coded, require_finite
 
 CACHED = 1 << 18
-"""Weights that are worked on at once, 1 MB of float32 four times over: more than a core's own cache holds, but of smaller
-pieces two threads spend a third of their time on waiting for the interpreter (docs/experiments.md)."""
+"""Weights that are worked on at once, 1 MB of float32 four times over: more than a core's own cache holds, but of
+smaller pieces two threads spend a third of their time on waiting for the interpreter (docs/experiments.md)."""
 
 STARTS = {8: (-128.0, -125.0, -122.0), 4: (-8.0, -7.3, -8.7), 2: (-2.0, -1.5, -2.5)}
 """Codes on which a block's extreme weight is put in turn; docs/experiments.md has the errors and times.

@@ -42,10 +42,10 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_state.RuntimeException,
     RuntimeError,  # what binding raises
 )
-PIECE = 128
+PIECE = 256
 """Tokens of a prompt that are run at once where the cache is one buffer. onnxruntime's attention multiplies a run's
-queries with every key up to the run's end, hidden ones too, so pieces do fewer products: a prompt of 512 takes a tenth
-less in all, longer ones gain more, and memory follows the piece."""
+queries with every key up to the run's end, hidden ones too, so pieces do fewer products, and memory follows the piece.
+Smaller ones are too small for several threads (docs/experiments.md)."""
 CAPACITY_STEP = 64
 """A shared buffer's length is a multiple of this, so that short continuations do not reallocate it."""
 
