@@ -153,9 +153,9 @@ OURS_INT4_90MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, 8-bit v (permuted)", PERMUTED, *CALIBRATED, "--mixed", WIDE_V
 )
 OURS_INT4_FAST_PERMUTED = ours(
-    "onnx-gpt int4 calibrated, 4-bit table (permuted)",
+    "onnx-gpt int4 calibrated, blocks of 128 (permuted)",
     PERMUTED,
-    *("--quantize", "int4", "--method", "gptq", "--block-size", "64"),
+    *("--quantize", "int4", "--method", "gptq", "--block-size", "128"),
 )
 OURS_INT4_100MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, blocks of 32, 8-bit v and down (permuted)",

@@ -32,7 +32,7 @@ RATIOS = (
     ("decode: onnx-gpt int4, blocks of 64 / llama.cpp Q4_1", DECODE, c.OURS_INT4_LARGE, c.LLAMA_CPP),
     ("decode: onnx-gpt int4 of 90 MB / genai builder int4", DECODE, c.OURS_INT4_90MB_PERMUTED, c.GENAI_INT4),
     (
-        "decode: onnx-gpt int4, 4-bit table / genai builder int4",
+        "decode: onnx-gpt int4, gptq, blocks of 128 / genai builder int4",
         DECODE,
         c.OURS_INT4_FAST_PERMUTED,
         c.GENAI_INT4,
