@@ -111,7 +111,7 @@ def test_a_long_prompt_runs_in_pieces_and_gives_the_same(bundles, generator):
         run(past, new, every),
     )[1]
     logits = generator.prefill(tokens)
-    assert runs == [(0, 128), (128, 128), (256, 44)]
+    assert runs == [(0, 256), (256, 44)]
     assert generator.session.tokens == tokens
     for other in ("growing", "none"):
         assert np.allclose(logits, Generator(bundles[other], threads=1).prefill(tokens), atol=1e-4)
