@@ -52,7 +52,13 @@ def app(console: Console | None = None) -> cyclopts.App:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
-    signal.signal(signal.SIGTERM, _terminated)
+    received: list[int] = []
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise SystemExit(128 + number)  # unwinds, so that half-written output is removed
+
+    signal.signal(signal.SIGTERM, terminated)
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as stopped:
@@ -62,7 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our stdout has gone; that is its right
         sys.stderr.close()
         status = 0
-    sys.exit(status)
+    except Exception:  # the last resort: a bug of ours, said to be one
+        if not received:
+            traceback.print_exc()
+            print(
+                "error [internal] this is a bug in onnx-gpt; please report the lines above", file=sys.stderr
+            )
+        status = Exit.INTERNAL
+    # Raised inside a native call, SystemExit may come back as any other error.
+    sys.exit(128 + received[0] if received else status)
 
 
 def _run(arguments: list[str]) -> int:
@@ -83,11 +97,3 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         print(f"error [file] {error}\n  → check that the file exists and can be read", file=sys.stderr)
         return Exit.ENVIRONMENT
-    except Exception:  # the last resort: a bug of ours, said to be one
-        traceback.print_exc()
-        print("error [internal] this is a bug in onnx-gpt; please report the lines above", file=sys.stderr)
-        return Exit.INTERNAL
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # unwinds, so that half-written output is removed
