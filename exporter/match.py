@@ -5,9 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder, Part
 from exporter.errors import rejected
+from exporter.families import describe, family_of
 from exporter.weights import NotFloat, Rows, Weight, plus, transposed
+
+
+def matched(checkpoint: Checkpoint) -> tuple[Decoder, dict[str, Weight]]:
+    """A checkpoint's decoder and its weights by role, as `match_weights` gives them.
+
+    Raises:
+        OnnxGptError: ``architecture-unknown`` (exit 3), ``config-invalid``, ``weights-mismatch``.
+    """
+    decoder = describe(checkpoint)
+    return decoder, match_weights(decoder, checkpoint.weights, getattr(family_of(checkpoint), "IGNORED", ()))
 
 
 def match_weights(

@@ -257,6 +257,20 @@ class NotFloat(Weight):
 
 
 @dataclasses.dataclass(frozen=True)
+class Unread(Weight):
+    """A weight of which nothing but the shape is known: for plans, and for proofs that nobody reads one."""
+
+    dims: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dims
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        raise AssertionError("a weight was read of which only the shape is known")
+
+
+@dataclasses.dataclass(frozen=True)
 class Zeros(Weight):
     """A tensor that the source leaves out because it is zero: the biases of a model trained without them."""
 

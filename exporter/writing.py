@@ -21,8 +21,8 @@ from exporter import variants
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder, Part
 from exporter.errors import rejected
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.families import describe
+from exporter.match import matched
 from exporter.weights import STORED_DTYPES, NotFloat, Rows, Stack, Stored, Weight, plus, transposed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -89,8 +89,7 @@ def ordinary(checkpoint: Checkpoint) -> Checkpoint:
     """
     if variants.variant_of(checkpoint.config) is None:
         return checkpoint
-    ignored = getattr(family_of(checkpoint), "IGNORED", ())
-    own = match_weights(describe(checkpoint), checkpoint.weights, ignored)
+    _, own = matched(checkpoint)
     plain = dataclasses.replace(checkpoint, config=variants.ordinary_config(checkpoint.config))
     whole = describe(plain)
     return dataclasses.replace(plain, weights=stored_weights(whole, variants.filled(whole, own)))

@@ -15,8 +15,8 @@ from exporter.build import build
 from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
 from exporter.decoder import Decoder
 from exporter.errors import OnnxGptError, rejected, unsupported
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.families import describe
+from exporter.match import matched
 from exporter.weights import Weight
 from graph_passes import PassReport
 from graph_passes.inference import facts
@@ -67,12 +67,10 @@ def export(
         return _export_module(opened, context_length)
     if isinstance(opened, GraphSource):
         return _export_graph(opened, context_length)
-    decoder = describe(opened)
-    family = family_of(opened)
-    matched = match_weights(decoder, opened.weights, getattr(family, "IGNORED", ()))
+    decoder, own = matched(opened)
     _require_tokenizer_fits(opened.files, decoder.vocab_size)
     context = _context_length(decoder.context_length, context_length)
-    changed, weights = transform(decoder, matched) if transform is not None else (decoder, matched)
+    changed, weights = transform(decoder, own) if transform is not None else (decoder, own)
     model = build(changed, weights, context_length=context_length)
     stored = {part.name: part.stored_shape for _, part in decoder.parts()}
     parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in stored.values())

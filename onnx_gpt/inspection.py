@@ -14,8 +14,7 @@ from calibration.scheme import HALF, NAMES, TABLE, Floats, WeightOnly, scheme_of
 from exporter import sources
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.match import matched
 from exporter.onnx_format.reader import read_file
 from exporter.weights import Stored, Weight
 from graph_passes.lint import lint
@@ -50,8 +49,7 @@ def _graph_of(path: Path) -> Path | None:
 
 
 def _checkpoint_facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    decoder = describe(checkpoint)
-    match_weights(decoder, checkpoint.weights, getattr(family_of(checkpoint), "IGNORED", ()))
+    decoder, _ = matched(checkpoint)
     parameters = {part.name: int(np.prod(part.stored_shape)) for _, part in decoder.parts()}
     formats = collections.Counter(_stored_as(weight) for weight in checkpoint.weights.values())
     return {

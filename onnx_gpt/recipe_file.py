@@ -86,13 +86,8 @@ def predicted_of(file: Path | None) -> Predicted | None:
     try:
         return Predicted.model_validate(section)
     except pydantic.ValidationError as error:
-        raise OnnxGptError(
-            "recipe-invalid",
-            f"the section [{PREDICTED}] of {file} is none",
-            "let `onnx-gpt plan` write it, or drop it",
-            exit=Exit.USAGE,
-            details=tuple(_explain(dict(problem)) for problem in error.errors()),
-        ) from error
+        cause = f"the section [{PREDICTED}] of {file} is none"
+        raise _unusable(cause, "let `onnx-gpt plan` write it, or drop it", error) from error
 
 
 def _document(file: Path) -> dict[str, Any]:
@@ -113,17 +108,17 @@ def checked(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
     try:
         found = _model().model_validate_json(json.dumps(dict(settings), default=_plain), strict=True)
     except pydantic.ValidationError as error:
-        raise OnnxGptError(
-            "recipe-invalid",
-            f"{origin} cannot be used as a recipe",
-            "use the names and values that onnx-gpt optimize --help has",
-            exit=Exit.USAGE,
-            details=tuple(_explain(dict(problem)) for problem in error.errors()),
-        ) from error
+        remedy = "use the names and values that onnx-gpt optimize --help has"
+        raise _unusable(f"{origin} cannot be used as a recipe", remedy, error) from error
     given = {name: getattr(found, name) for name in found.model_fields_set}
     if given.get("limits") is not None:
         given["limits"] = Limits(**given["limits"].model_dump())
     return given
+
+
+def _unusable(cause: str, remedy: str, error: pydantic.ValidationError) -> OnnxGptError:
+    problems = tuple(_explain(dict(problem)) for problem in error.errors())
+    return OnnxGptError("recipe-invalid", cause, remedy, exit=Exit.USAGE, details=problems)
 
 
 def toml_text(recipe: Recipe, predicted: Predicted | None = None) -> str:

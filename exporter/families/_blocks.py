@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from exporter.config import Epsilon, HeadsConfig
-from exporter.decoder import Activation, Attention, Decoder, FeedForward, Layer, Linear, Norm, Part
+from exporter.decoder import Activation, Attention, Decoder, FeedForward, Layer, Linear, Norm, Part, Rope
 from exporter.rope import rope_of
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -59,6 +59,42 @@ def gated_ffn(at: str, hidden: int, inner: int, activation: Activation, *, bias:
     )
 
 
+def attention(
+    at: str,
+    config: HeadsConfig,
+    *,
+    scale: float,
+    rope: Rope | None,
+    window: int | None,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    softcap: float = 0.0,
+    qk_norm: Callable[[str, int], Norm] | None = None,
+) -> Attention:
+    """Attention out of ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``.
+
+    Args:
+        qk_norm: makes the norms over each head of q and k, from a tensor's name and the channels of a head.
+    """
+    hidden, size = config.hidden_size, config.head_size
+    heads, kv_heads = config.num_attention_heads, config.kv_heads
+    return Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=size,
+        q=linear(f"{at}.q_proj", heads * size, hidden, bias=qkv_bias),
+        k=linear(f"{at}.k_proj", kv_heads * size, hidden, bias=qkv_bias),
+        v=linear(f"{at}.v_proj", kv_heads * size, hidden, bias=qkv_bias),
+        o=linear(f"{at}.o_proj", hidden, heads * size, bias=o_bias),
+        scale=scale,
+        rope=rope,
+        window=window,
+        softcap=softcap,
+        q_norm=qk_norm(f"{at}.q_norm", size) if qk_norm else None,
+        k_norm=qk_norm(f"{at}.k_norm", size) if qk_norm else None,
+    )
+
+
 def gated_layers(
     config: GatedConfig,
     *,
@@ -74,30 +110,26 @@ def gated_layers(
         windows: of each layer; None for full attention everywhere.
         qk_norm: RMSNorm over each head of q and k.
     """
-    hidden, size = config.hidden_size, config.head_size
-    heads, kv_heads = config.num_attention_heads, config.kv_heads
-    rope = rope_of(config)
+    hidden, rope = config.hidden_size, rope_of(config)
+
+    def norm(name: str, channels: int = hidden) -> Norm:
+        return rms_norm(name, channels, config.rms_norm_eps)
 
     def layer(at: str, window: int | None) -> Layer:
-        attn = f"{at}.self_attn"
         return Layer(
-            attention=Attention(
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=size,
-                q=linear(f"{attn}.q_proj", heads * size, hidden, bias=qkv_bias),
-                k=linear(f"{attn}.k_proj", kv_heads * size, hidden, bias=qkv_bias),
-                v=linear(f"{attn}.v_proj", kv_heads * size, hidden, bias=qkv_bias),
-                o=linear(f"{attn}.o_proj", hidden, heads * size, bias=o_bias),
-                scale=size**-0.5,
+            attention=attention(
+                f"{at}.self_attn",
+                config,
+                scale=config.head_size**-0.5,
                 rope=rope,
                 window=window,
-                q_norm=rms_norm(f"{attn}.q_norm", size, config.rms_norm_eps) if qk_norm else None,
-                k_norm=rms_norm(f"{attn}.k_norm", size, config.rms_norm_eps) if qk_norm else None,
+                qkv_bias=qkv_bias,
+                o_bias=o_bias,
+                qk_norm=norm if qk_norm else None,
             ),
             ffn=gated_ffn(f"{at}.mlp", hidden, config.intermediate_size, config.hidden_act, bias=ffn_bias),
-            attention_norm=rms_norm(f"{at}.input_layernorm", hidden, config.rms_norm_eps),
-            ffn_norm=rms_norm(f"{at}.post_attention_layernorm", hidden, config.rms_norm_eps),
+            attention_norm=norm(f"{at}.input_layernorm"),
+            ffn_norm=norm(f"{at}.post_attention_layernorm"),
         )
 
     windows = windows or [None] * config.num_hidden_layers

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from exporter.config import Epsilon, HeadsConfig, LayerType, Positive, Size
-from exporter.decoder import Attention, Decoder, Layer, Linear, Norm, Part, Rope
-from exporter.families._blocks import ACTIVATIONS, gated_ffn, linear, rms_norm
+from exporter.decoder import Decoder, Layer, Linear, Norm, Part, Rope
+from exporter.families._blocks import ACTIVATIONS, attention, gated_ffn, rms_norm
 
 
 class GemmaConfig(HeadsConfig):
@@ -47,30 +47,24 @@ def gemma_decoder(
         qk_norm: RMSNorm over each head of q and k.
         softcap, logit_softcap: of scores and of logits; None for none.
     """
-    hidden, size = config.hidden_size, config.head_size
-    heads, kv_heads = config.num_attention_heads, config.kv_heads
+    hidden = config.hidden_size
     embedding = Part("model.embed_tokens.weight", (config.vocab_size, hidden))
 
     def norm(name: str, channels: int = hidden) -> Norm:
         return rms_norm(name, channels, config.rms_norm_eps, plus=1.0)
 
     def layer(at: str, rope: Rope, window: int | None) -> Layer:
-        attn, bias = f"{at}.self_attn", config.attention_bias
         return Layer(
-            attention=Attention(
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=size,
-                q=linear(f"{attn}.q_proj", heads * size, hidden, bias=bias),
-                k=linear(f"{attn}.k_proj", kv_heads * size, hidden, bias=bias),
-                v=linear(f"{attn}.v_proj", kv_heads * size, hidden, bias=bias),
-                o=linear(f"{attn}.o_proj", hidden, heads * size, bias=bias),
+            attention=attention(
+                f"{at}.self_attn",
+                config,
                 scale=config.query_pre_attn_scalar**-0.5,
                 rope=rope,
                 window=window,
+                qkv_bias=config.attention_bias,
+                o_bias=config.attention_bias,
                 softcap=softcap or 0.0,
-                q_norm=norm(f"{attn}.q_norm", size) if qk_norm else None,
-                k_norm=norm(f"{attn}.k_norm", size) if qk_norm else None,
+                qk_norm=norm if qk_norm else None,
             ),
             ffn=gated_ffn(
                 f"{at}.mlp", hidden, config.intermediate_size, ACTIVATIONS[config.hidden_activation]

@@ -33,7 +33,6 @@ from onnx_gpt.distilling.student import HELD_OUT, Trained, trained
 from onnx_gpt.exporting import export
 from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.progress import Progress, Silent
-from onnx_gpt.pruning.job import floats
 from onnx_gpt.pruning.perplexity import Score, score, windows_of
 from onnx_gpt.pruning.report import counts_of, side
 from onnx_gpt.report import Stages
@@ -186,7 +185,7 @@ def _against(learns: Model, before: Score, after: Score, taught: Score) -> dict[
     """What a report says of a student that had been trained before."""
     lost, left = (math.log(score.perplexity / taught.perplexity) for score in (before, after))
     return {
-        "before": side(counts_of(floats(learns.opened), learns.dtype), learns.dtype, before),
+        "before": side(counts_of(learns.opened, learns.dtype), learns.dtype, before),
         "perplexity_ratio": after.perplexity / before.perplexity,
         "recovered": (lost - left) / lost if lost > 0 else None,
     }

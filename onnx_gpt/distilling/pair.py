@@ -13,8 +13,8 @@ from exporter import sources
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder
 from exporter.errors import unsupported
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.families import describe
+from exporter.match import matched
 from exporter.sources import hf_directory
 from exporter.weights import Array, Weight
 from exporter.writing import dtype_of, stored_weights
@@ -46,9 +46,7 @@ class Model:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its weights by role, read into memory as float32."""
-        ignored = getattr(family_of(self.opened), "IGNORED", ())
-        matched = match_weights(self.decoder, self.opened.weights, ignored)
-        return {role: weight.read() for role, weight in matched.items()}
+        return {role: weight.read() for role, weight in matched(self.opened)[1].items()}
 
 
 def open_pair(student: str, teacher: str, recipe: DistillRecipe) -> tuple[Model, Model]:

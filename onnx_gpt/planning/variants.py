@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from exporter.checkpoint import Checkpoint
 from exporter.families import describe
 from exporter.resizing import resized_config
-from exporter.weights import Weight
+from exporter.weights import Unread
 from onnx_gpt.pruning.recipe import structures_of
 from onnx_gpt.pruning.structures import equal_sizes, layers_gone
-
-
-class Unmade(Weight):
-    """A weight that does not exist yet."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        raise AssertionError("a plan reads no weight")
 
 
 def without(opened: Checkpoint, structured: str) -> Checkpoint:
@@ -42,4 +26,4 @@ def without(opened: Checkpoint, structured: str) -> Checkpoint:
     sizes = equal_sizes(layers[:left], wanted)
     shaped = dataclasses.replace(opened, config=resized_config(opened, sizes, kept=range(left)))
     parts = dict(describe(shaped).parts()).values()
-    return dataclasses.replace(shaped, weights={part.name: Unmade(part.stored_shape) for part in parts})
+    return dataclasses.replace(shaped, weights={part.name: Unread(part.stored_shape) for part in parts})

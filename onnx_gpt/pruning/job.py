@@ -7,7 +7,6 @@ The result is an ordinary checkpoint of its family where the family can describe
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from calibration.pruning.model import Described
 from exporter import sources
 from exporter.checkpoint import Checkpoint
 from exporter.errors import unsupported
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.families import describe
+from exporter.match import matched
 from exporter.variants import variant_of
-from exporter.weights import NotFloat
 from exporter.writing import dtype_of, nbytes, write_checkpoint
 from onnx_gpt._version import __version__
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch, staged
@@ -82,7 +80,7 @@ def run(source: str, out: Path, recipe: PruneRecipe, progress: Progress) -> Prun
         folder.mkdir(parents=True)
         with stages.stage("load"):
             opened = _checkpoint(source)
-            described = _described(opened)
+            described = Described(*matched(opened))
             dtype = dtype_of(opened.weights.values())
         held_out, origin = windows_of(opened, recipe.tokens, recipe.text)
         calibration = _calibration(opened, recipe)
@@ -90,7 +88,7 @@ def run(source: str, out: Path, recipe: PruneRecipe, progress: Progress) -> Prun
             require_apart(calibration.tokens, held_out)
         with stages.stage("before"):
             before = score(opened, held_out, origin, folder / "before", progress)
-            size_before = counts_of(floats(opened), dtype)
+            size_before = counts_of(opened, dtype)
         tokens = None if calibration is None else calibration.tokens
         task = Task(opened, described, recipe, tokens, folder, stages, progress)
         made = with_zeros(task) if recipe.structured is None else without_structures(task)
@@ -142,18 +140,6 @@ def _checkpoint(source: str) -> Checkpoint:
             "give the checkpoint that the graph was exported from",
         )
     return opened
-
-
-def _described(checkpoint: Checkpoint) -> Described:
-    decoder = describe(checkpoint)
-    ignored = getattr(family_of(checkpoint), "IGNORED", ())
-    return Described(decoder, match_weights(decoder, checkpoint.weights, ignored))
-
-
-def floats(checkpoint: Checkpoint) -> Checkpoint:
-    """Without masks and what else holds nothing learned."""
-    floats = {name: w for name, w in checkpoint.weights.items() if not isinstance(w, NotFloat)}
-    return dataclasses.replace(checkpoint, weights=floats)
 
 
 def _calibration(opened: Checkpoint, recipe: PruneRecipe) -> Windows | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import numpy as np
 
 from exporter.checkpoint import Checkpoint
 from graph_passes import ORT_PIPELINE, run_pipeline
-from onnx_gpt.bundle.writing import MODEL, save
 from onnx_gpt.exporting import export
-from onnx_gpt.parity.candidate import Candidate
+from onnx_gpt.optimizing.calibrating import runnable
 from onnx_gpt.parity.metrics import log_softmax
 from onnx_gpt.parity.text import evaluation_tokens
 from onnx_gpt.progress import Progress
@@ -63,18 +61,13 @@ def score(
     Args:
         folder: made for its float graph, and removed again.
     """
-    folder.mkdir(parents=True)
-    try:
-        model = export(checkpoint).model
-        run_pipeline(model, ORT_PIPELINE, verify=False)
-        save(model, folder, progress)
-        candidate = Candidate(folder / MODEL)
-        losses = []
+    model = export(checkpoint).model
+    run_pipeline(model, ORT_PIPELINE, verify=False)
+    losses = []
+    with runnable(model, folder, progress) as candidate:
         for i, window in enumerate(windows):
             losses.append(_losses(candidate.logits(window[None])[0], window))
             progress.advance(i + 1, len(windows), "windows of text")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     loss = np.concatenate(losses)
     return Score(
         perplexity=math.exp(float(loss.mean())),

@@ -12,7 +12,7 @@ import pydantic
 from calibration.threads import in_order
 from exporter.checkpoint import Checkpoint
 from exporter.variants import LayerSizes
-from exporter.weights import STORED_DTYPES, Weight
+from exporter.weights import STORED_DTYPES, NotFloat, Weight
 from onnx_gpt.pruning.perplexity import Score
 from onnx_gpt.report import Stage
 
@@ -104,8 +104,8 @@ def counted(weight: Weight, dtype: str) -> Counted:
 
 
 def counts_of(checkpoint: Checkpoint, dtype: str) -> dict[str, Counted]:
-    """Every tensor of a checkpoint by name."""
-    names = sorted(checkpoint.weights)
+    """Every tensor of a checkpoint by name, but masks and what else holds nothing learned."""
+    names = sorted(name for name, weight in checkpoint.weights.items() if not isinstance(weight, NotFloat))
     found = in_order(lambda name: counted(checkpoint.weights[name], dtype), names)
     return dict(zip(names, found, strict=True))
 

@@ -21,8 +21,8 @@ from calibration.pruning.structure.vocabulary import kept_tokens, remapped, rema
 from calibration.statistics.regression import Regression
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError
-from exporter.families import describe, families, family_of
-from exporter.match import match_weights
+from exporter.families import families
+from exporter.match import matched
 from exporter.variants import LayerSizes, sizes_of
 from exporter.weights import Array
 
@@ -30,9 +30,7 @@ TOKENS = np.random.default_rng(0).integers(0, 131, (6, 40))
 
 
 def described(checkpoint: Checkpoint) -> Described:
-    ignored = getattr(family_of(checkpoint), "IGNORED", ())
-    decoder = describe(checkpoint)
-    return Described(decoder, match_weights(decoder, checkpoint.weights, ignored))
+    return Described(*matched(checkpoint))
 
 
 def logits(model: Described, folder: Path) -> np.ndarray:

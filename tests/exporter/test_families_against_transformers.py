@@ -28,11 +28,11 @@ from exporter.build import build
 from exporter.checkpoint import Checkpoint, ModuleSource
 from exporter.decoder import Decoder, Layer
 from exporter.errors import Exit, OnnxGptError
-from exporter.families import describe, families, family_of
-from exporter.match import match_weights
+from exporter.families import families
+from exporter.match import matched
 from exporter.reference import Reference
 from exporter.sources.hf_directory import with_base_prefix
-from exporter.weights import Array, Weight
+from exporter.weights import Array, Unread, Weight
 
 TOLERANCE = 1e-5
 """Of the largest |logit|. Float32 orders of summation differ by a few 1e-7."""
@@ -81,13 +81,7 @@ class Graph:
 @functools.cache
 def graph_and_reference(family: str, variant: str) -> tuple[Graph, Reference]:
     checkpoint = tiny(family, variant=variant)
-    return Graph(*resolved(checkpoint)), Reference(checkpoint)
-
-
-def resolved(checkpoint: Checkpoint) -> tuple[Decoder, dict[str, Weight]]:
-    decoder = describe(checkpoint)
-    ignored = getattr(family_of(checkpoint), "IGNORED", ())
-    return decoder, match_weights(decoder, checkpoint.weights, ignored)
+    return Graph(*matched(checkpoint)), Reference(checkpoint)
 
 
 def random_tokens(batch: int, length: int = LENGTH) -> np.ndarray:
@@ -155,7 +149,7 @@ FAMILIES = pytest.mark.parametrize("family", list(families()))
 def test_every_tensor_is_proven(family: str) -> None:
     """A tensor that is dropped, or whose rows are in the wrong order, shows in the logits."""
     checkpoint = tiny(family, num_hidden_layers=1)
-    decoder, weights = resolved(checkpoint)
+    decoder, weights = matched(checkpoint)
     tokens = random_tokens(1)
     theirs = Reference(checkpoint).logits(tokens)
     assert error(Graph(decoder, weights).logits(tokens), theirs) < TOLERANCE
@@ -236,7 +230,7 @@ def test_every_choice_is_proven(family: str) -> None:
     """Each thing that a description says, said otherwise, shows in the logits."""
     overrides = {"sliding_window": 5} if family.startswith("gemma") else {}
     checkpoint = tiny(family, variant=BITING.get(family, "default"), **overrides)
-    decoder, weights = resolved(checkpoint)
+    decoder, weights = matched(checkpoint)
     tokens = random_tokens(1)
     theirs = Reference(checkpoint).logits(tokens)
     seen = 0
@@ -259,7 +253,7 @@ def test_attention_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = modeling_gemma3.eager_attention_forward
     monkeypatch.setattr(modeling_gemma3, "eager_attention_forward", functools.partial(eager, softcap=0.5))
     checkpoint = tiny("gemma3", sliding_window=5)
-    decoder, weights = resolved(checkpoint)
+    decoder, weights = matched(checkpoint)
     capped = of_attention(lambda _: {"softcap": 0.5})(decoder)
     reference, tokens = Reference(checkpoint), random_tokens(2)
     reference.model.set_attn_implementation("eager")
@@ -271,25 +265,11 @@ def test_attention_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
 # What building costs ----------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Unreadable(Weight):
-    """A weight of which only the shape may be asked."""
-
-    dims: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.dims
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        raise AssertionError("a weight was read")
-
-
 @FAMILIES
 def test_building_reads_no_weight(family: str) -> None:
     checkpoint = tiny(family)
-    unread = {name: Unreadable(weight.shape) for name, weight in checkpoint.weights.items()}
-    decoder, weights = resolved(dataclasses.replace(checkpoint, weights=unread))
+    unread = {name: Unread(weight.shape) for name, weight in checkpoint.weights.items()}
+    decoder, weights = matched(dataclasses.replace(checkpoint, weights=unread))
     model = build(decoder, weights)
     assert len(list(model.graph)) > 10
 
@@ -299,7 +279,7 @@ def test_graphs_are_valid_and_nodes_linear_in_layers(family: str) -> None:
     counts = []
     for layers in (4, 8, 12):  # families whose layers are of several kinds take turns of at most four here
         checkpoint = tiny(family, num_hidden_layers=layers)
-        model = build(*resolved(checkpoint))
+        model = build(*matched(checkpoint))
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
         counts.append(len(list(model.graph)))
     assert counts[2] - counts[1] == counts[1] - counts[0] > 0
@@ -313,8 +293,8 @@ def test_names_and_keys_are_those_that_transformers_writes(family: str, tied: bo
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         written = {name: Array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no dict
-    _, ours = resolved(checkpoint)
-    _, theirs = resolved(Checkpoint("written", config, written))
+    _, ours = matched(checkpoint)
+    _, theirs = matched(Checkpoint("written", config, written))
     for role, weight in ours.items():
         np.testing.assert_array_equal(weight.read(), theirs[role].read(), role)
 
@@ -340,7 +320,7 @@ def test_files_of_the_hub_that_name_tensors_otherwise(family: str, strip: str, b
     old = dataclasses.replace(checkpoint, weights=with_base_prefix(stored, checkpoint.architecture))
     tokens = random_tokens(1, 5)
     theirs = Reference(checkpoint).logits(tokens)
-    assert error(Graph(*resolved(old)).logits(tokens), theirs) < TOLERANCE
+    assert error(Graph(*matched(old)).logits(tokens), theirs) < TOLERANCE
     np.testing.assert_array_equal(Reference(old).logits(tokens), theirs)
 
 
@@ -352,7 +332,7 @@ def test_weights_that_do_not_fit_are_all_listed(family: str) -> None:
     weights = {name: weight for name, weight in checkpoint.weights.items() if name != missing}
     weights |= {misshaped: Array(np.ones((3, 5), np.float32)), "left.over": Array(np.ones(2, np.float32))}
     broken = dataclasses.replace(checkpoint, weights=weights)
-    for check in (resolved, Reference):
+    for check in (matched, Reference):
         with pytest.raises(OnnxGptError) as caught:
             check(broken)
         assert (caught.value.code, caught.value.exit) == ("weights-mismatch", Exit.REJECTED)

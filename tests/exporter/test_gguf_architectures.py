@@ -15,9 +15,9 @@ from gguf import GGMLQuantizationType as Type
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import Exit, OnnxGptError
-from exporter.families import describe, family_of
+from exporter.families import describe
 from exporter.gguf_format.architectures import share
-from exporter.match import match_weights
+from exporter.match import match_weights, matched
 from exporter.sources import gguf_file, load
 
 
@@ -72,8 +72,7 @@ def test_our_family_takes_it(name: str, tmp_path: Path) -> None:
     model = samples.tiny(name)
     samples.convert(model, tmp_path / "m.gguf", Type.Q8_0)
     checkpoint = loaded(tmp_path / "m.gguf")
-    family = family_of(checkpoint)
-    roles = match_weights(describe(checkpoint), checkpoint.weights, getattr(family, "IGNORED", ()))
+    _, roles = matched(checkpoint)
     for role in ("attention.q", "attention.o", "ffn.up", "ffn.down"):
         weight = roles[f"layers.1.{role}.weight"]
         assert weight.format is not None, role

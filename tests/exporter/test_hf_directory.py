@@ -14,8 +14,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from exporter.errors import Exit, OnnxGptError
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.match import matched
 from exporter.sources import hf_directory, load
 
 
@@ -75,10 +74,7 @@ def test_weights_are_read_back_bit_for_bit(tmp_path: Path, make, shard: str, dty
     for name, weight in checkpoint.weights.items():
         assert np.array_equal(weight.read(), state[name].float().numpy()), name
         assert np.array_equal(weight.rows(1, 3), state[name][1:3].float().numpy()), name
-    matched = match_weights(
-        describe(checkpoint), checkpoint.weights, getattr(family_of(checkpoint), "IGNORED", ())
-    )
-    assert "layers.1.ffn.down.weight" in matched
+    assert "layers.1.ffn.down.weight" in matched(checkpoint)[1]
     assert "generation_config.json" in checkpoint.files
 
 
@@ -237,13 +233,12 @@ def test_integers_are_refused_where_a_weight_is_wanted_and_tolerated_elsewhere(t
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.arange(4)
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = load(str(tmp_path))
-    ignored = family_of(checkpoint).IGNORED
-    match_weights(describe(checkpoint), checkpoint.weights, ignored)
+    matched(checkpoint)
     tensors["model.norm.weight"] = np.ones(32, np.int8)
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = load(str(tmp_path))
     with pytest.raises(OnnxGptError, match=r"model\.norm\.weight is I8"):
-        match_weights(describe(checkpoint), checkpoint.weights, ignored)
+        matched(checkpoint)
     with pytest.raises(OnnxGptError, match="stored as I8"):
         checkpoint.weights["model.norm.weight"].read()
 

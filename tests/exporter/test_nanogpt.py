@@ -23,8 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from exporter.errors import Exit, OnnxGptError
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.match import matched
 from exporter.sources import load, nanogpt
 from exporter.weights import Stored, Transposed
 
@@ -160,13 +159,13 @@ def test_it_is_the_same_function_as_a_gpt2_of_transformers(tmp_path: Path, bias:
     assert torch.allclose(expected, given, atol=2e-5)
     assert checkpoint.files == {}
     assert checkpoint.config["tie_word_embeddings"] is True
-    matched = match_weights(describe(checkpoint), checkpoint.weights, family_of(checkpoint).IGNORED)
-    down = matched["layers.1.ffn.down.weight"]
+    _, matching = matched(checkpoint)
+    down = matching["layers.1.ffn.down.weight"]
     assert isinstance(down, Stored)  # stored [out, in] and used so: transposed twice is not at all
     state = model.state_dict()
     assert np.array_equal(down.read(), state["transformer.h.1.mlp.c_proj.weight"].numpy())
     assert np.array_equal(
-        matched["layers.0.attention.k.weight"].read(),
+        matching["layers.0.attention.k.weight"].read(),
         state["transformer.h.0.attn.c_attn.weight"][32:64].numpy(),
     )
 
@@ -179,7 +178,7 @@ def test_other_dtypes_and_a_head_of_its_own(tmp_path: Path, dtype: torch.dtype) 
     torch.save({"model": state, "model_args": ARGUMENTS}, tmp_path / "ckpt.pt")
     checkpoint = load(str(tmp_path / "ckpt.pt"))
     assert checkpoint.config["tie_word_embeddings"] is False
-    match_weights(describe(checkpoint), checkpoint.weights, family_of(checkpoint).IGNORED)
+    matched(checkpoint)
     assert np.array_equal(
         checkpoint.weights["lm_head.weight"].read(), state["lm_head.weight"].float().numpy()
     )
@@ -193,11 +192,11 @@ def test_old_masks_views_and_parameters(tmp_path: Path) -> None:
     state["transformer.h.1.mlp.c_fc.weight"] = torch.nn.Parameter(torch.randn(130, 32)[2:])
     torch.save({"model": state, "model_args": ARGUMENTS}, tmp_path / "ckpt.pt")
     checkpoint = load(str(tmp_path / "ckpt.pt"))
-    matched = match_weights(describe(checkpoint), checkpoint.weights, family_of(checkpoint).IGNORED)
-    assert isinstance(matched["layers.0.ffn.up.weight"], Transposed)
-    assert np.array_equal(matched["layers.0.ffn.up.weight"].read(), columns.numpy())
+    _, matching = matched(checkpoint)
+    assert isinstance(matching["layers.0.ffn.up.weight"], Transposed)
+    assert np.array_equal(matching["layers.0.ffn.up.weight"].read(), columns.numpy())
     last = state["transformer.h.1.mlp.c_fc.weight"].detach().numpy()
-    assert np.array_equal(matched["layers.1.ffn.up.weight"].read(), last)
+    assert np.array_equal(matching["layers.1.ffn.up.weight"].read(), last)
     state["transformer.h.1.mlp.c_fc.weight"] = torch.randn(128, 64)[:, ::2]
     torch.save({"model": state, "model_args": ARGUMENTS}, tmp_path / "ckpt.pt")
     assert "h.1.mlp.c_fc.weight" in refused(tmp_path / "ckpt.pt", "weights-strided")

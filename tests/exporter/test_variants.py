@@ -13,8 +13,8 @@ from tiny import tiny
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError
-from exporter.families import describe, families, family_of
-from exporter.match import match_weights
+from exporter.families import describe, families
+from exporter.match import matched
 from exporter.resizing import resized_config
 from exporter.sources import hf_directory
 from exporter.variants import KEY, LayerSizes, sizes_of, variant_of
@@ -60,9 +60,7 @@ def test_a_variant_is_written_read_and_the_same_function_as_an_ordinary_model(
     assert describe(back) == describe(variant)
     whole = ordinary(back)
     assert variant_of(whole.config) is None
-    ignored = getattr(family_of(back), "IGNORED", ())
-    ours = match_weights(describe(back), back.weights, ignored)
-    theirs = match_weights(describe(whole), whole.weights, ignored)
+    ours, theirs = matched(back)[1], matched(whole)[1]
     for role, weight in theirs.items():
         filled, own = weight.read(), ours[role].read()
         corner = filled[tuple(slice(size) for size in own.shape)]

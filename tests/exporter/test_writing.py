@@ -13,16 +13,15 @@ from tiny import tiny, variants
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError
-from exporter.families import describe, families, family_of
-from exporter.match import match_weights
+from exporter.families import describe, families
+from exporter.match import matched
 from exporter.sources import hf_directory
 from exporter.weights import Array, NotFloat, Weight
 from exporter.writing import dtype_of, nbytes, stored_weights, write_checkpoint
 
 
 def by_role(checkpoint: Checkpoint) -> dict[str, Weight]:
-    ignored = getattr(family_of(checkpoint), "IGNORED", ())
-    return match_weights(describe(checkpoint), checkpoint.weights, ignored)
+    return matched(checkpoint)[1]
 
 
 def through_roles(checkpoint: Checkpoint) -> Checkpoint:

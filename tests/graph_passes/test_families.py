@@ -8,8 +8,7 @@ from decoders import empty_cache, ragged_batch, rows_of, run_chunks, session, wh
 from tiny import tiny, variants
 
 from exporter.build import build
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.match import matched
 from graph_passes import ORT_PIPELINE, run_pipeline
 from graph_passes.lint import require_no_cliffs
 from graph_passes.lowering.lengths import LEFT_PADDING
@@ -18,9 +17,8 @@ from graph_passes.lowering.lengths import LEFT_PADDING
 @pytest.mark.parametrize(("family", "variant"), list(variants()))
 def test_lowered_family_answers_as_the_canonical_graph(family: str, variant: str) -> None:
     checkpoint = tiny(family, variant=variant)
-    described = describe(checkpoint)
-    ignored = getattr(family_of(checkpoint), "IGNORED", ())
-    model = build(described, match_weights(described, checkpoint.weights, ignored))
+    described, weights = matched(checkpoint)
+    model = build(described, weights)
     rows, chunks = ragged_batch(vocab=described.vocab_size)
     run = session(model)
     wanted = [run_chunks(run, described, whole(row))[0][0] for row in rows]

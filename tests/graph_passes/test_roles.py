@@ -8,8 +8,7 @@ from decoders import VARIANTS, canonical, decoder
 from tiny import tiny, variants
 
 from exporter.build import ROLE, build
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.match import matched
 from graph_passes import run_pipeline
 
 
@@ -38,9 +37,7 @@ def test_roles_of_every_shape_of_decoder(variant: str) -> None:
 )
 def test_roles_of_every_family(family: str, variant: str) -> None:
     checkpoint = tiny(family, variant=variant)
-    described = describe(checkpoint)
-    ignored = getattr(family_of(checkpoint), "IGNORED", ())
-    assert_recovered(build(described, match_weights(described, checkpoint.weights, ignored)))
+    assert_recovered(build(*matched(checkpoint)))
 
 
 def test_two_products_for_one_place_have_no_role() -> None:

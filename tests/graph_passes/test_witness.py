@@ -14,7 +14,7 @@ from decoders import VARIANTS, canonical, decoder
 
 import onnx_gpt
 from exporter.errors import OnnxGptError
-from exporter.weights import Array, Stack, Weight, WeightTensor
+from exporter.weights import Array, Stack, Unread, WeightTensor
 from graph_passes import ORT_PIPELINE, PassReport, passes_by_name, run_pipeline
 from graph_passes.matching import MICROSOFT, initializer, make, replace
 from graph_passes.outcome import Outcome
@@ -382,20 +382,6 @@ def test_tokens_counted_one_too_few_are_found(monkeypatch: pytest.MonkeyPatch) -
         run_pipeline(canonical(decoder(layers=1)), "attention")
 
 
-class Unreadable(Weight):
-    """A weight that may be described and not read."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        raise AssertionError("a check read a weight")
-
-
 def linear_pair(out: int, into: int) -> ir.Model:
     """out = x·aᵀ + x·bᵀ, with weights that nobody can read."""
     model = graph(
@@ -405,7 +391,7 @@ def linear_pair(out: int, into: int) -> ir.Model:
     for name in "ab":
         value = next(v for v in model.graph.inputs if v.name == name)
         model.graph.inputs.remove(value)
-        value.const_value = WeightTensor(name, Unreadable((out, into)), transpose=True)
+        value.const_value = WeightTensor(name, Unread((out, into)), transpose=True)
         model.graph.register_initializer(value)
     return model
 

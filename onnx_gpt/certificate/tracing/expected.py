@@ -11,8 +11,7 @@ import onnx_ir as ir
 from calibration.quantization.sites import PACKED
 from exporter.checkpoint import Checkpoint, Opened
 from exporter.decoder import Decoder
-from exporter.families import describe, family_of
-from exporter.match import match_weights
+from exporter.match import matched
 from exporter.weights import Array, Stack, Weight, WeightTensor
 from graph_passes import run_pipeline
 from graph_passes.matching import role_of
@@ -76,10 +75,8 @@ def expected_of(
         context_length: tokens that the bundle was made for, where a graph does not say that itself.
     """
     if isinstance(opened, Checkpoint):
-        decoder = describe(opened)
-        weights: Mapping[str, Weight] = match_weights(
-            decoder, opened.weights, getattr(family_of(opened), "IGNORED", ())
-        )
+        weights: Mapping[str, Weight]
+        decoder, weights = matched(opened)
         if transform is not None:
             decoder, weights = transform(decoder, weights)
         return Expected(weights, decoder, transform is not None)
