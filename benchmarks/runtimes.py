@@ -49,6 +49,7 @@ class Runtime:
         generate: opens the bundle; the second argument of `by_hand` is that path.
         quantized: whether ``--quantize`` says what int8 is; else the target's model does.
         graph: the target whose ``.onnx`` file our own runner is given, where this one's bundle has none.
+        rounds: whether it rounds activations where onnxruntime does; else our runner leaves them in float too.
     """
 
     model: Mapping[str, str]
@@ -56,6 +57,7 @@ class Runtime:
     generate: Callable[[str], Generate]
     quantized: bool = True
     graph: str | None = None
+    rounds: bool = True
 
 
 def by_hand(open_step: Callable[[Path], Any]) -> Callable[[str], Generate]:
@@ -187,7 +189,7 @@ RUNTIMES: Mapping[str, Runtime] = {
     ),
     "mobile": _one("mobile:model", by_hand(onnxruntime), path="model.ort", graph="ort"),
     "model-package": _one("model-package", by_hand(model_package), path="cpu/model.onnx"),
-    "openvino": _one("openvino", by_hand(openvino)),
+    "openvino": _one("openvino", by_hand(openvino), rounds=False),
     "optimum": _one("optimum", optimum),
 }
 """By target, in the order of the table."""

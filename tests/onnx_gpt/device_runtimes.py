@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 Step = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 """One run of a model: inputs by name to outputs by name."""
@@ -18,6 +19,19 @@ Pasts = Mapping[str, tuple[int, int]]
 
 EXACT: Mapping[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """OpenVINO's settings for float32 throughout: it may compute in bfloat16 and round activations otherwise."""
+
+
+def unrounded(path: Path) -> Path:
+    """A copy beside a graph whose products of codes leave their activations in float, as OpenVINO does; slow."""
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    out = path.with_stem(f"{path.stem}-unrounded")
+    onnx.save(model, out)
+    return out
 
 
 def greedy(step: Step, pasts: Pasts, prompt: Sequence[int], count: int) -> list[int]:
