@@ -7,8 +7,12 @@ import pkgutil
 from types import ModuleType
 
 
-def modules_of(package: str) -> dict[str, ModuleType]:
-    """The modules of a package by name, in alphabetical order; a leading underscore keeps a helper out."""
+def names_of(package: str) -> list[str]:
+    """The modules of a package in alphabetical order, not imported; a leading underscore keeps a helper out."""
     path = importlib.import_module(package).__path__
-    names = sorted(module.name for module in pkgutil.iter_modules(path))
-    return {name: importlib.import_module(f"{package}.{name}") for name in names if not name.startswith("_")}
+    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+
+
+def modules_of(package: str) -> dict[str, ModuleType]:
+    """The modules of a package by name."""
+    return {name: importlib.import_module(f"{package}.{name}") for name in names_of(package)}

@@ -33,8 +33,8 @@ Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected · 5 parit
 6 verification failed · 7 out of disk or memory · 8 environment · 9 network · 10 output exists"""
 
 
-def app(console: Console | None = None) -> cyclopts.App:
-    """The command line with its verbs."""
+def app(arguments: Sequence[str] = (), console: Console | None = None) -> cyclopts.App:
+    """The command line with its verbs; what it will be asked says which of them are needed."""
     root = cyclopts.App(
         name="onnx-gpt",
         help=HELP,
@@ -46,7 +46,7 @@ def app(console: Console | None = None) -> cyclopts.App:
         suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(negative_iterable=()),
     )
-    register(root)
+    register(root, arguments)
     return root
 
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        result = app()(arguments, exit_on_error=False, result_action="return_value")
+        result = app(arguments)(arguments, exit_on_error=False, result_action="return_value")
         return result if isinstance(result, int) else 0
     except cyclopts.CycloptsError:
         return Exit.USAGE  # cyclopts has printed what was wrong

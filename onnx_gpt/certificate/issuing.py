@@ -7,13 +7,14 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from exporter.checkpoint import Opened
 from exporter.onnx_format.reader import read_file
 from graph_passes.lint import lint
 from onnx_gpt._version import __version__
@@ -33,7 +34,6 @@ from onnx_gpt.certificate.schema import (
     seal_of,
     text_of,
 )
-from onnx_gpt.certificate.source import source_digests
 from onnx_gpt.certificate.tensors import merkle_root, tensor_digests
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.report import ModelFacts, Parity, Report
@@ -62,9 +62,8 @@ class Model:
     trace: TraceFacts | None = None
 
 
-def source_facts(opened: Opened, report: Report, module: Any = None) -> SourceFacts:
-    """What a bundle was made from. Reads the source's files whole."""
-    parts = source_digests(opened, module)
+def source_facts(parts: dict[str, str], report: Report) -> SourceFacts:
+    """What a bundle was made from: digests of its parts (`source_digests`), and what the report says of it."""
     facts = report.source
     return SourceFacts(
         uri=facts.uri,
@@ -75,32 +74,42 @@ def source_facts(opened: Opened, report: Report, module: Any = None) -> SourceFa
     )
 
 
+def certified_files(folder: Path) -> dict[str, FileFacts]:
+    """What a certificate says of a finished folder's files. Reads them whole."""
+    digests = digests_of(folder, [name for name in names_below(folder) if name not in UNCERTIFIED])
+    return {
+        name: FileFacts(bytes=(folder / name).stat().st_size, sha256=digest)
+        for name, digest in digests.items()
+    }
+
+
 def certify(
     folder: Path,
     *,
     target: str,
     models: tuple[Model, ...],
     source: SourceFacts,
+    files: Future[dict[str, FileFacts]],
     report: Report,
     asked: Asked | None = None,
-    windows: Any = None,
+    windows: Callable[[], np.ndarray] | None = None,
 ) -> str:
     """Write ``certificate.json`` and ``SHA256SUMS`` into a finished bundle.
 
     The certificate of the same source, settings and machine has the same bytes: nothing in it is measured in seconds.
 
     Args:
+        files: `certified_files` of the folder.
         report: as it lies in the folder.
         asked: what the reference said (`probes.ask`); None where there was none.
-        windows: tokens ``[N, S]`` that the bundle's own models are asked on then.
+        windows: gives tokens ``[N, S]`` that the bundle's own models are asked on then.
 
     Returns:
         The certificate's digest: SHA-256 of the file.
     """
     probes = _probes(folder, models, asked, windows)
-    names = [name for name in names_below(folder) if name not in UNCERTIFIED]
-    digests = digests_of(folder, names)
-    files = {name: FileFacts(bytes=(folder / name).stat().st_size, sha256=digests[name]) for name in digests}
+    names = [name for name in names_below(folder) if name.endswith(".onnx")]
+    graphs = {name: graph_facts_of(read_file(folder / name)) for name in names}
     document = Certificate(
         schema="onnx-gpt/certificate/1",
         target=target,
@@ -113,12 +122,12 @@ def certify(
             for model in models
             if model.facts.calibration
         },
-        graphs={name: graph_facts_of(read_file(folder / name)) for name in names if name.endswith(".onnx")},
+        graphs=graphs,
         trace={model.path: model.trace or "not run" for model in models},
         parity={model.path: _parity(model) for model in models},
         not_run=_not_run(models, probes),
         probes=probes or "none",
-        files=files,
+        files=files.result(),
         report=report_digest(json.loads((folder / REPORT).read_bytes())),
         seal="0" * 64,
     ).document()
@@ -126,7 +135,8 @@ def certify(
     data = text_of(document).encode("utf-8")
     (folder / CERTIFICATE).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    sums = digests | {CERTIFICATE: digest, REPORT: sha256_of(folder / REPORT)}
+    sums = {name: facts.sha256 for name, facts in files.result().items()}
+    sums |= {CERTIFICATE: digest, REPORT: sha256_of(folder / REPORT)}
     (folder / CHECKSUMS).write_text(checksums_text(sums), "utf-8")
     return digest
 
@@ -154,7 +164,12 @@ def graph_facts_of(model: ir.Model) -> GraphFacts:
     )
 
 
-def _probes(folder: Path, models: tuple[Model, ...], asked: Asked | None, windows: Any) -> Probes | None:
+def _probes(
+    folder: Path,
+    models: tuple[Model, ...],
+    asked: Asked | None,
+    windows: Callable[[], np.ndarray] | None,
+) -> Probes | None:
     """Probes of every model that onnxruntime opens here; without a reference, of small ones."""
     opened = {model.opened: model for model in models if model.opened is not None}
     if asked is None:
@@ -165,7 +180,9 @@ def _probes(folder: Path, models: tuple[Model, ...], asked: Asked | None, window
     probed = {}
     for name, model in opened.items():
         candidate = Candidate(folder / name)
-        asked = asked or asked_of(candidate, windows)
+        if asked is None:
+            assert windows is not None
+            asked = asked_of(candidate, windows())
         parity = model.facts.parity
         limit = parity.limits.max_kl if isinstance(parity, Parity) else None
         probed[name] = probe(candidate, asked, drift=model.drift, max_kl=limit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from exporter.errors import Exit, OnnxGptError
 from exporter.onnx_format.reader import read_file
 from onnx_gpt.bundle.plan import Build, Plan, folders
 from onnx_gpt.bundle.writing import MODEL
-from onnx_gpt.certificate.issuing import Model, certify, source_facts
+from onnx_gpt.certificate.background import begin
+from onnx_gpt.certificate.issuing import Model, certified_files, certify, source_facts
 from onnx_gpt.certificate.probes import CASES, TOKENS, Asked
 from onnx_gpt.certificate.schema import TraceFacts
+from onnx_gpt.certificate.source import source_digests
 from onnx_gpt.certificate.tracing import expected_of, trace
 from onnx_gpt.certificate.tracing.comparing import tolerance_of
 from onnx_gpt.optimizing.building import Built
@@ -31,6 +35,7 @@ def attest(
     plan: Plan,
     built: Sequence[Built],
     opened: Opened,
+    parts: Future[dict[str, str]],
     asked: Asked | None,
     reports: Sequence[Report],
 ) -> dict[str, str]:
@@ -38,6 +43,7 @@ def attest(
 
     Args:
         stage: the output as it is being made; every other file has its final bytes.
+        parts: digests of the source's (`source_digests`), but for the weights of a module.
         asked: what the reference said; None where parity was not run.
         reports: of each target, as they lie in its folder.
 
@@ -45,13 +51,16 @@ def attest(
         OnnxGptError: ``weights-untrue`` (exit 5) where a weight is not the source's.
     """
     traces: dict[int, TraceFacts | None] = {}
-    source = source_facts(opened, reports[0], built[0].exported.module)
-    windows = None if asked is not None else _windows(opened, built[0])
+    places = [stage / name for name in folders(plan.targets)]
+    files = [begin(partial(certified_files, folder)) for folder in places]
+    windows = None if asked is not None else partial(_windows, opened, built[0])
+    module = built[0].exported.module
+    known = parts.result() if module is None else source_digests(opened, module)
+    source = source_facts(known, reports[0])
     digests = {}
-    for target, name, uses, report in zip(
-        plan.targets, folders(plan.targets), plan.uses, reports, strict=True
+    for target, folder, hashed, uses, report in zip(
+        plan.targets, places, files, plan.uses, reports, strict=True
     ):
-        folder = stage / name
         for model, i in zip(target.models, uses, strict=True):
             if i not in traces:
                 traces[i] = _traced(opened, plan.builds[i], built[i], folder / model.path)
@@ -70,6 +79,7 @@ def attest(
             target=target.name,
             models=models,
             source=source,
+            files=hashed,
             report=report,
             asked=asked,
             windows=windows,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cyclopts
 
-from exporter.discovery import modules_of
+from exporter.discovery import modules_of, names_of
 
 
-def register(app: cyclopts.App) -> None:
-    """Add every verb to the command line."""
-    for name, module in modules_of(__name__).items():
-        app.command(getattr(module, name), name=name)
+def register(app: cyclopts.App, arguments: Sequence[str]) -> None:
+    """Add every verb to the command line.
+
+    Where ``arguments`` begin with a verb, it alone is imported, when it is called: what the others need takes a
+    second. A list of all takes them all, for what they say of themselves.
+    """
+    if arguments and arguments[0] in ("--version", *names_of(__name__)):
+        for name in names_of(__name__):
+            app.command(f"{__name__}.{name}:{name}", name=name)
+    else:
+        for name, module in modules_of(__name__).items():
+            app.command(getattr(module, name), name=name)

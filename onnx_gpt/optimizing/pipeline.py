@@ -18,7 +18,9 @@ from onnx_gpt._version import __version__
 from onnx_gpt.bundle.plan import Build, Plan, plan
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch, unfinished
 from onnx_gpt.bundle.writing import MODEL
+from onnx_gpt.certificate.background import begin
 from onnx_gpt.certificate.probes import Asked, ask
+from onnx_gpt.certificate.source import source_digests
 from onnx_gpt.lineage import lineage_of
 from onnx_gpt.optimizing.building import Built, build, write
 from onnx_gpt.optimizing.publishing import bundle_facts, publish
@@ -104,6 +106,7 @@ def _run(
     stages = Stages(progress.stage)
     with stages.stage("load"):
         opened = sources.load(source)
+    parts = begin(lambda: source_digests(opened))
     built = [
         _written(opened, out, made, i, folder / str(i), codes / f"{i}.codes", stages, progress)
         for i in range(len(made.builds))
@@ -139,7 +142,7 @@ def _run(
         )
 
     text = toml_text(recipe.resolved(), predicted)
-    return publish(out, made, built, opened, report_of, text, asked)
+    return publish(out, made, built, opened, parts, report_of, text, asked)
 
 
 def _written(

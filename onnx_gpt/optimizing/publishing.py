@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def publish(
     plan: Plan,
     built: Sequence[Built],
     opened: Opened,
+    parts: Future[dict[str, str]],
     report_of: ReportOf,
     recipe: str,
     asked: Asked | None = None,
@@ -48,6 +50,7 @@ def publish(
     """Put everything that was built into ``out``. Gives the report of the first target, with the files of all.
 
     Args:
+        parts: digests of the source's.
         recipe: text of the recipe.toml that makes all of this again.
         asked: what the reference said, for the certificate; None where parity was not run.
 
@@ -73,7 +76,7 @@ def publish(
             (folder / RECIPE).write_text(recipe, "utf-8")
             _finish(target, folder, models)
             reports.append(_reported(target, folder, models, report_of))
-        certificates = attest(stage, plan, built, opened, asked, reports)
+        certificates = attest(stage, plan, built, opened, parts, asked, reports)
     first = reports[0].model_copy(update={"certificates": certificates})
     if len(reports) == 1:
         return first
