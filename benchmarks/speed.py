@@ -32,10 +32,16 @@ RATIOS = (
     ("decode: onnx-gpt int4, blocks of 64 / llama.cpp Q4_1", DECODE, c.OURS_INT4_LARGE, c.LLAMA_CPP),
     ("decode: onnx-gpt int4 of 90 MB / genai builder int4", DECODE, c.OURS_INT4_90MB_PERMUTED, c.GENAI_INT4),
     (
-        "decode: onnx-gpt int4, gptq, blocks of 128 / genai builder int4",
+        "decode: onnx-gpt int4, calibrated, fast / genai builder int4",
         DECODE,
         c.OURS_INT4_FAST_PERMUTED,
         c.GENAI_INT4,
+    ),
+    (
+        "decode: onnx-gpt int4, calibrated, fast / llama.cpp Q4_1",
+        DECODE,
+        c.OURS_INT4_FAST_PERMUTED,
+        c.LLAMA_CPP,
     ),
     ("prefill: onnx-gpt int8 / genai builder int4", PREFILL, c.OURS_INT8, c.GENAI_INT4),
     ("prefill: onnx-gpt int8 / genai builder int4, last logits", PREFILL, c.OURS_INT8, c.GENAI_INT4_PRUNED),
