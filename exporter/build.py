@@ -103,17 +103,16 @@ class _Builder(Emitter):
         normed = self.norm(f"{role}.attention_norm", layer.attention_norm, x)
         attended = self.attention(f"{role}.attention", layer.attention, normed)
         if layer.parallel:
-            normed = self.norm(f"{role}.ffn_norm", layer.ffn_norm, x)
+            if layer.ffn_norm is not None:
+                normed = self.norm(f"{role}.ffn_norm", layer.ffn_norm, x)
             fed = self.feed_forward(f"{role}.ffn", layer.ffn, normed)
             both = self.op("Add", [attended, fed], name=f"{role}.branches")
             return self.op("Add", [x, both], name=f"{role}.residual")
-        if layer.attention_post_norm is not None:
-            attended = self.norm(f"{role}.attention_post_norm", layer.attention_post_norm, attended)
+        attended = self.norm(f"{role}.attention_post_norm", layer.attention_post_norm, attended)
         x = self.op("Add", [x, attended], name=f"{role}.attention_residual")
         normed = self.norm(f"{role}.ffn_norm", layer.ffn_norm, x)
         fed = self.feed_forward(f"{role}.ffn", layer.ffn, normed)
-        if layer.ffn_post_norm is not None:
-            fed = self.norm(f"{role}.ffn_post_norm", layer.ffn_post_norm, fed)
+        fed = self.norm(f"{role}.ffn_post_norm", layer.ffn_post_norm, fed)
         return self.op("Add", [x, fed], name=f"{role}.residual")
 
     def attention(self, role: str, attention: Attention, x: ir.Value) -> ir.Value:
@@ -121,10 +120,8 @@ class _Builder(Emitter):
         q = self.linear(f"{role}.q", attention.q, x)
         k = self.linear(f"{role}.k", attention.k, x)
         v = self.linear(f"{role}.v", attention.v, x)
-        if attention.q_norm is not None:
-            q = self.head_norm(f"{role}.q_norm", attention.q_norm, q, heads, attention.head_dim)
-        if attention.k_norm is not None:
-            k = self.head_norm(f"{role}.k_norm", attention.k_norm, k, kv_heads, attention.head_dim)
+        q = self.head_norm(f"{role}.q_norm", attention.q_norm, q, heads, attention.head_dim)
+        k = self.head_norm(f"{role}.k_norm", attention.k_norm, k, kv_heads, attention.head_dim)
         if attention.rope is not None:
             q = self.rotary(f"{role}.q_rope", attention.rope, q, heads, attention.head_dim)
             k = self.rotary(f"{role}.k_rope", attention.rope, k, kv_heads, attention.head_dim)
@@ -158,8 +155,10 @@ class _Builder(Emitter):
         self.presents.extend(present)
         return past, present
 
-    def head_norm(self, role: str, norm: Norm, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
-        """A norm over each head of ``[B, S, H·D]``."""
+    def head_norm(self, role: str, norm: Norm | None, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        """A norm over each head of ``[B, S, H·D]``, or over all of them together."""
+        if norm is None or norm.weight.shape != (head_dim,):
+            return self.norm(role, norm, x)
         split = self.ints(f"split_{heads}_{head_dim}", [0, 0, heads, head_dim])
         merge = self.ints(f"merge_{heads * head_dim}", [0, 0, heads * head_dim])
         x = self.op("Reshape", [x, split], name=f"{role}.split")
@@ -208,7 +207,10 @@ class _Builder(Emitter):
             y = self.op("Add", [y, self.weight(f"{role}.bias")], name=f"{role}.biased")
         return y
 
-    def norm(self, role: str, norm: Norm, x: ir.Value) -> ir.Value:
+    def norm(self, role: str, norm: Norm | None, x: ir.Value) -> ir.Value:
+        """x itself where there is no norm."""
+        if norm is None:
+            return x
         inputs = [x, self.weight(f"{role}.weight")]
         if norm.kind == "layer" and norm.bias is not None:
             inputs.append(self.weight(f"{role}.bias"))

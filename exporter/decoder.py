@@ -27,6 +27,7 @@ class Part:
         transposed: stored ``[in, out]``; `rows` speak of the transposed (used) orientation.
         rows: ranges of rows of the stored tensor that make up this part; None for all.
         plus: constant to add (Gemma stores γ and uses 1 + γ).
+        times: constant to multiply by (Granite makes what blocks add to the residual stream smaller).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Part:
     transposed: bool = False
     rows: tuple[tuple[int, int], ...] | None = None
     plus: float = 0.0
+    times: float = 1.0
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -63,7 +65,8 @@ class Norm:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions (Su et al. 2021), half-split layout.
+    """Rotary positions (Su et al. 2021), half-split layout: where a family keeps pairs together (GPT-J), `Part.rows` of
+    q and k take them apart.
 
     Attributes:
         frequencies: inverse frequencies in radians per token, one for each rotated pair, scaling applied.
@@ -87,7 +90,8 @@ class Attention:
         window: each token sees itself and the ``window − 1`` tokens before it; None for all.
         scale: multiplies q·k.
         softcap: scores become ``softcap · tanh(score / softcap)``; 0 for none.
-        q_norm, k_norm: RMSNorm over each head before the rotation (Qwen 3, Gemma 3).
+        q_norm, k_norm: RMSNorm before the rotation: over each head where it has D channels (Qwen 3, Gemma 3), else
+            over all of them together (OLMo 2).
     """
 
     heads: int
@@ -103,6 +107,11 @@ class Attention:
     softcap: float = 0.0
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+
+    @property
+    def norms_span_heads(self) -> bool:
+        """Whether a norm reads all heads of q together, so that none can leave without changing the others."""
+        return self.q_norm is not None and self.q_norm.weight.shape != (self.head_dim,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +130,16 @@ class Layer:
 
     Sequential: ``x += post(attention(norm(x)))`` then ``x += post(ffn(norm(x)))``. Parallel (GPT-NeoX):
     ``x += attention(norm(x)) + ffn(norm'(x))``, both norms reading the same x.
+
+    Attributes:
+        attention_norm: None where attention reads x itself (OLMo 2).
+        ffn_norm: None where the feed-forward reads x itself (OLMo 2), in a parallel layer what attention reads (Phi).
     """
 
     attention: Attention
     ffn: FeedForward
-    attention_norm: Norm
-    ffn_norm: Norm
+    attention_norm: Norm | None
+    ffn_norm: Norm | None
     attention_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
     parallel: bool = False

@@ -9,7 +9,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder, Part
 from exporter.errors import rejected
 from exporter.families import describe, family_of
-from exporter.weights import NotFloat, Rows, Weight, plus, transposed
+from exporter.weights import NotFloat, Rows, Weight, plus, times, transposed
 
 
 def matched(checkpoint: Checkpoint) -> tuple[Decoder, dict[str, Weight]]:
@@ -77,4 +77,6 @@ def resolve(part: Part, weight: Weight) -> Weight:
         weight = Rows(weight, part.rows)
     if part.plus:
         weight = plus(weight, part.plus)
+    if part.times != 1.0:
+        weight = times(weight, part.times)
     return weight

@@ -24,6 +24,7 @@ import pydantic
 
 from exporter.config import Size, invalid
 from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Part
+from exporter.errors import unsupported
 from exporter.weights import Weight
 
 KEY = "onnx_gpt_variant"
@@ -105,9 +106,16 @@ def with_sizes(layer: Layer, sizes: LayerSizes, i: int = 0) -> Layer:
     """A layer that has lost its last neurons and heads; i is its number in an error.
 
     Raises:
-        OnnxGptError: ``config-invalid`` for more than it has, or heads that its KV heads do not share evenly.
+        OnnxGptError: ``config-invalid`` for more than it has, or heads that its KV heads do not share evenly;
+            ``variant-impossible`` (exit 3) for fewer heads where norms read all of them together.
     """
     whole = sizes_of(layer)
+    if sizes.heads != whole.heads and layer.attention.norms_span_heads:
+        raise unsupported(
+            "variant-impossible",
+            f"layer {i} cannot lose heads: its norms of q and k read all heads together",
+            "keep all heads of this family; neurons and layers can go",
+        )
     fits = sizes.ffn <= whole.ffn and sizes.heads <= whole.heads
     shared = whole.kv_heads == sizes.kv_heads == 1  # all heads read the one there is, however many they are
     if not fits or not (shared or sizes.heads * whole.kv_heads == whole.heads * sizes.kv_heads):

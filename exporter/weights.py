@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -429,6 +430,38 @@ def plus(weight: Weight, constant: float) -> Weight:
     if isinstance(weight, Plus) and weight.constant == -constant:
         return weight.base
     return Plus(weight, constant)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Times(Weight):
+    """Another weight multiplied by a constant: Granite's multipliers. Codes stay; their scales are multiplied."""
+
+    base: Weight
+    constant: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.base.rows(start, stop) * np.float32(self.constant)
+
+    @property
+    def format(self) -> BlockFormat | None:
+        own = self.base.format
+        return None if own is None else dataclasses.replace(own, scale_dtype="float32")
+
+    def coded(self, start: int, stop: int) -> Coded:
+        own, constant = self.base.coded(start, stop), np.float32(self.constant)
+        minimum = None if own.minimum is None else own.minimum.astype(np.float32) * constant
+        return Coded(own.codes, own.scale.astype(np.float32) * constant, minimum)
+
+
+def times(weight: Weight, constant: float) -> Weight:
+    """Multiplied by a constant; what was divided by it before is taken back, where multiplying would round twice."""
+    if isinstance(weight, Times) and math.isclose(weight.constant * constant, 1.0, rel_tol=1e-12):
+        return weight.base
+    return Times(weight, constant)
 
 
 class WeightTensor(ir.LazyTensor):

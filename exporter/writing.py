@@ -23,7 +23,18 @@ from exporter.decoder import Decoder, Part
 from exporter.errors import rejected
 from exporter.families import describe
 from exporter.match import matched
-from exporter.weights import STORED_DTYPES, NotFloat, Rows, Stack, Stored, Weight, plus, transposed
+from exporter.weights import (
+    STORED_DTYPES,
+    NotFloat,
+    Rows,
+    Stack,
+    Stored,
+    Weight,
+    Zeros,
+    plus,
+    times,
+    transposed,
+)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
@@ -37,7 +48,7 @@ def stored_weights(decoder: Decoder, weights: Mapping[str, Weight]) -> dict[str,
     """Weights by role as tensors by their names, laid out as the family stores them; nothing is read.
 
     The inverse of `exporter.match.match_weights`: projections that a family packs are packed, ``[in, out]`` is
-    turned, constants are taken off.
+    turned, constants are taken off and divided by.
 
     Args:
         weights: by role (``layers.3.ffn.down.weight``), each in the shape that the decoder states.
@@ -63,14 +74,17 @@ def _stored(share: list[tuple[Part, Weight]]) -> Weight:
     part, weight = share[0]
     if part.rows is not None:
         weight = _packed(share)
+    if part.times != 1.0:
+        weight = times(weight, 1 / part.times)
     if part.plus:
         weight = plus(weight, -part.plus)
     return transposed(weight) if part.transposed else weight
 
 
 def _packed(share: list[tuple[Part, Weight]]) -> Weight:
-    """The rows of several parts, each where it belongs."""
-    placed: list[tuple[int, Weight]] = []
+    """The rows of several parts, each where it belongs; zeros before them where no part reads what lies there (OPT)."""
+    first = min(start for part, _ in share for start, _ in part.rows or ())
+    placed: list[tuple[int, Weight]] = [(0, Zeros((first, *share[0][1].shape[1:])))] if first else []
     for part, weight in share:
         at = 0
         for start, stop in part.rows or ():

@@ -24,6 +24,8 @@ SMALL: Mapping[str, Any] = {
     "hidden_size": 64,
     "n_embd": 64,
     "intermediate_size": 96,
+    "ffn_dim": 96,
+    "word_embed_proj_dim": 64,
     "num_hidden_layers": 2,
     "n_layer": 2,
     "num_attention_heads": 4,
@@ -37,6 +39,12 @@ SMALL: Mapping[str, Any] = {
     "rms_norm_eps": 0.01,
     "layer_norm_eps": 0.01,
     "layer_norm_epsilon": 0.01,
+    "norm_epsilon": 0.01,
+    "rotary_dim": 8,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.5,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": None,
@@ -113,6 +121,19 @@ SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
         "one_local_layer": {"num_hidden_layers": 1, "sliding_window": 3},
     },
+    "granite": {
+        "ffn_biases": {"mlp_bias": True, "attention_bias": True},
+        "no_multipliers": dict.fromkeys(
+            ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"), 1.0
+        ),
+    },
+    "starcoder2": {"no_biases": {"use_bias": False, "sliding_window": 5}, "relu": {"hidden_act": "relu"}},
+    "phi": {
+        "linear_rotary": {"rope_parameters": LINEAR | {"partial_rotary_factor": 1.0}},
+        "grouped": {"num_key_value_heads": 1, "hidden_act": "gelu"},
+    },
+    "gptj": {"whole_rotary": {"rotary_dim": 16, "n_inner": 80}},
+    "opt": {"no_biases": {"enable_bias": False}, "gelu": {"activation_function": "gelu"}},
     "phi3": {"partial_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}},
 }
 
@@ -156,6 +177,11 @@ def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any)
     rng = np.random.default_rng(seed)
     weights = {name: Array(_draw(name, shape, rng)) for name, shape in unique.items()}
     return dataclasses.replace(checkpoint, weights=weights)
+
+
+def loses_heads(family: str) -> bool:
+    """Whether heads can be taken out of a family's attention."""
+    return not any(layer.attention.norms_span_heads for layer in describe(tiny(family)).layers)
 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -20,11 +20,27 @@ from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Nor
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """float32 tensors by role (``layers.3.ffn.down.weight``), each in the shape that its part states."""
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instructions of CPUs that multiply bfloat16, as torch calls them."""
 
 
 def device() -> str:
     """A GPU where torch sees one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_bfloat16() -> bool:
+    """Whether the device has instructions that multiply bfloat16."""
+    if device() == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name) for name in BFLOAT16)
+
+
+def mixed_precision() -> torch.autocast:
+    """Within it matrices are multiplied as bfloat16 and summed up as float32 where instructions for that make it
+    faster; weights, their gradients and the residual stream stay float32 (Micikevicius et al. 2018)."""
+    return torch.autocast(device(), torch.bfloat16, enabled=has_bfloat16())
 
 
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
@@ -43,12 +59,14 @@ def residual(decoder: Decoder, weights: Weights, tokens: Tensor) -> Tensor:
 
 
 def logits(decoder: Decoder, weights: Weights, x: Tensor) -> Tensor:
-    """Logits ``[…, V]`` of a residual stream ``[…, E]``: the last norm and the head."""
+    """Logits ``[…, V]`` of a residual stream ``[…, E]``: the last norm and the head; of at least float32."""
     x = _norm(weights, "norm", decoder.norm, x)
     if decoder.head_input is not None:
         x = _linear(weights, "head_input", decoder.head_input, x)
     table = "embedding.weight" if decoder.tied else "head.weight"
     found = F.linear(x, weights[table], weights.get("head.bias"))
+    if found.dtype == torch.bfloat16:
+        found = found.float()
     cap = decoder.logit_softcap
     return torch.tanh(found / cap) * cap if cap else found
 
@@ -57,25 +75,23 @@ def _layer(weights: Weights, role: str, layer: Layer, x: Tensor) -> Tensor:
     normed = _norm(weights, f"{role}.attention_norm", layer.attention_norm, x)
     attended = _attention(weights, f"{role}.attention", layer.attention, normed)
     if layer.parallel:
-        normed = _norm(weights, f"{role}.ffn_norm", layer.ffn_norm, x)
+        if layer.ffn_norm is not None:
+            normed = _norm(weights, f"{role}.ffn_norm", layer.ffn_norm, x)
         return x + (attended + _feed_forward(weights, f"{role}.ffn", layer.ffn, normed))
-    if layer.attention_post_norm is not None:
-        attended = _norm(weights, f"{role}.attention_post_norm", layer.attention_post_norm, attended)
-    x = x + attended
+    x = x + _norm(weights, f"{role}.attention_post_norm", layer.attention_post_norm, attended)
     normed = _norm(weights, f"{role}.ffn_norm", layer.ffn_norm, x)
     fed = _feed_forward(weights, f"{role}.ffn", layer.ffn, normed)
-    if layer.ffn_post_norm is not None:
-        fed = _norm(weights, f"{role}.ffn_post_norm", layer.ffn_post_norm, fed)
-    return x + fed
+    return x + _norm(weights, f"{role}.ffn_post_norm", layer.ffn_post_norm, fed)
 
 
 def _attention(weights: Weights, role: str, attention: Attention, x: Tensor) -> Tensor:
     def heads(name: str, linear: Linear, count: int, norm: Norm | None, rope: Rope | None) -> Tensor:
         """``[B, count, S, D]``."""
-        y = _linear(weights, f"{role}.{name}", linear, x).unflatten(-1, (count, attention.head_dim))
-        if norm is not None:
-            y = _norm(weights, f"{role}.{name}_norm", norm, y)
-        y = y.transpose(1, 2)
+        y = _linear(weights, f"{role}.{name}", linear, x)
+        if norm is not None and norm.weight.shape == (attention.head_dim,):
+            y = y.unflatten(-1, (count, attention.head_dim))
+        y = _norm(weights, f"{role}.{name}_norm", norm, y)
+        y = y.reshape(*x.shape[:2], count, attention.head_dim).transpose(1, 2)
         return y if rope is None else _rotated(y, rope)
 
     q = heads("q", attention.q, attention.heads, attention.q_norm, attention.rope)
@@ -135,8 +151,12 @@ def _linear(weights: Weights, role: str, linear: Linear, x: Tensor) -> Tensor:
     return F.linear(x, weights[f"{role}.weight"], bias)
 
 
-def _norm(weights: Weights, role: str, norm: Norm, x: Tensor) -> Tensor:
+def _norm(weights: Weights, role: str, norm: Norm | None, x: Tensor) -> Tensor:
+    """x itself where there is no norm."""
+    if norm is None:
+        return x
     weight, size = weights[f"{role}.weight"], x.shape[-1:]
+    x = x.to(weight.dtype)  # a product of bfloat16
     if norm.kind == "rms":
         return F.rms_norm(x, size, weight, norm.epsilon)
     bias = None if norm.bias is None else weights[f"{role}.bias"]

@@ -12,19 +12,21 @@ from exporter.weights import Weight
 
 
 class TimesMatrix(Weight):
-    """``W · diag(M, M, …)``: each run of k columns times M ``[k, k]``."""
+    """``W · diag(M, M, …)``: each run of k columns times M ``[k, m]``."""
 
     def __init__(self, base: Weight, matrix: np.ndarray) -> None:
         self.base, self.matrix = base, matrix
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.base.shape
+        rows, columns = self.base.shape
+        size, wide = self.matrix.shape
+        return rows, columns // size * wide
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         rows = self.base.rows(start, stop)
         runs = rows.reshape(len(rows), -1, len(self.matrix))
-        return np.ascontiguousarray((runs @ self.matrix).reshape(rows.shape))
+        return np.ascontiguousarray((runs @ self.matrix).reshape(len(rows), -1))
 
 
 class MatrixTimes(Weight):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from exporter.decoder import Decoder, FeedForward, Layer, Linear, Norm, Part
 from exporter.weights import Array, Weight, Zeros
 
 Weights = Mapping[str, Weight]
+NormOrNone = TypeVar("NormOrNone", Norm, Norm | None)
 
 
 def rotated(decoder: Decoder, weights: Weights, seed: int = 0) -> tuple[Decoder, dict[str, Weight]]:
@@ -72,7 +74,10 @@ class _Rotation:
         )
         self.rotate_values(at, attention.head_dim)
         self.writer(f"{at}.o", attention.o)
-        fed = self.feed_forward(f"{role}.ffn", ffn, f"{role}.ffn_norm")
+        shared = layer.parallel and layer.ffn_norm is None
+        fed = self.feed_forward(
+            f"{role}.ffn", ffn, f"{role}.attention_norm" if shared else f"{role}.ffn_norm"
+        )
         return dataclasses.replace(
             layer,
             attention=dataclasses.replace(attention, q=q, k=k, v=v),
@@ -106,12 +111,14 @@ class _Rotation:
         return decoder.head, before
 
     def reader(self, role: str, linear: Linear, norm: str) -> Linear:
-        """Take over a norm's gain and bias, and turn the columns. The norm itself is still as it was."""
+        """Take over a norm's gain and bias, where there is one, and turn the columns. The norm itself is still as it
+        was."""
         weight, shift = self.weights[f"{role}.weight"], self.weights.get(f"{norm}.bias")
         if shift is not None:
             self.weights[f"{role}.bias"] = TimesVector(weight, shift, self.weights.get(f"{role}.bias"))
             linear = dataclasses.replace(linear, bias=linear.bias or Part(f"{role}.bias", weight.shape[:1]))
-        self.weights[f"{role}.weight"] = TimesDiagonal(weight, self.weights[f"{norm}.weight"])
+        if f"{norm}.weight" in self.weights:
+            self.weights[f"{role}.weight"] = TimesDiagonal(weight, self.weights[f"{norm}.weight"])
         self.turn_columns(f"{role}.weight")
         return linear
 
@@ -127,8 +134,10 @@ class _Rotation:
                 self.weights[name] = MatrixTimes(self.weights[name], turn)
         self.weights[f"{role}.o.weight"] = TimesMatrix(self.weights[f"{role}.o.weight"], turn)
 
-    def plain(self, role: str, norm: Norm) -> Norm:
+    def plain(self, role: str, norm: NormOrNone) -> NormOrNone:
         """The norm without gain and bias; they are in its readers by now."""
+        if norm is None:
+            return norm
         (size,) = norm.weight.shape
         self.weights[f"{role}.weight"] = Array(np.ones(size, np.float32))
         if norm.bias is not None:
@@ -147,4 +156,4 @@ class _Rotation:
 def _kinds(decoder: Decoder) -> set[str]:
     """Kinds of the norms that read the residual stream."""
     norms = [norm for layer in decoder.layers for norm in (layer.attention_norm, layer.ffn_norm)]
-    return {norm.kind for norm in [*norms, decoder.norm]}
+    return {norm.kind for norm in [*norms, decoder.norm] if norm is not None}

@@ -26,8 +26,16 @@ Scales = Mapping[str, np.ndarray]
 
 def scalable(layer: Layer) -> tuple[str, ...]:
     """The ends of roles of `Scales` that a layer can take."""
-    passes = layer.ffn.gate is not None or layer.ffn.activation == "relu"
-    return ("attention_norm", "attention.v", "ffn_norm", *(("ffn.up",) if passes else ()))
+    shared = (
+        layer.parallel and layer.ffn_norm is None
+    )  # q, k, v and up read one norm and are searched for apart
+    able = {
+        "attention_norm": layer.attention_norm is not None and not shared,
+        "attention.v": True,
+        "ffn_norm": layer.ffn_norm is not None,
+        "ffn.up": layer.ffn.gate is not None or layer.ffn.activation == "relu",
+    }
+    return tuple(end for end, can in able.items() if can)
 
 
 def scaled(

@@ -42,6 +42,12 @@ def slices(name: str, into: int, *sizes: int) -> list[Linear]:
     return parts
 
 
+def head(embedding: Part, *, tied: bool, name: str = "lm_head", bias: bool = False) -> Linear:
+    """Hidden states to logits, by the embedding's own table where they are tied."""
+    weight = embedding if tied else Part(f"{name}.weight", embedding.shape)
+    return Linear(weight, Part(f"{name}.bias", embedding.shape[:1]) if bias else None)
+
+
 def rms_norm(name: str, size: int, epsilon: float, *, plus: float = 0.0) -> Norm:
     return Norm("rms", Part(f"{name}.weight", (size,), plus=plus), epsilon)
 
@@ -70,11 +76,13 @@ def attention(
     o_bias: bool = False,
     softcap: float = 0.0,
     qk_norm: Callable[[str, int], Norm] | None = None,
+    o: str = "o_proj",
 ) -> Attention:
-    """Attention out of ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``.
+    """Attention out of ``q_proj``, ``k_proj``, ``v_proj`` and an output map.
 
     Args:
         qk_norm: makes the norms over each head of q and k, from a tensor's name and the channels of a head.
+        o: what the output map is called.
     """
     hidden, size = config.hidden_size, config.head_size
     heads, kv_heads = config.num_attention_heads, config.kv_heads
@@ -85,7 +93,7 @@ def attention(
         q=linear(f"{at}.q_proj", heads * size, hidden, bias=qkv_bias),
         k=linear(f"{at}.k_proj", kv_heads * size, hidden, bias=qkv_bias),
         v=linear(f"{at}.v_proj", kv_heads * size, hidden, bias=qkv_bias),
-        o=linear(f"{at}.o_proj", hidden, heads * size, bias=o_bias),
+        o=linear(f"{at}.{o}", hidden, heads * size, bias=o_bias),
         scale=scale,
         rope=rope,
         window=window,
@@ -138,8 +146,7 @@ def gated_layers(
 
 def gated_decoder(family: str, config: GatedConfig, layers: Sequence[Layer]) -> Decoder:
     """What stands around such layers: embedding, last norm, head."""
-    table = (config.vocab_size, config.hidden_size)
-    embedding = Part("model.embed_tokens.weight", table)
+    embedding = Part("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     return Decoder(
         family=family,
         vocab_size=config.vocab_size,
@@ -148,5 +155,5 @@ def gated_decoder(family: str, config: GatedConfig, layers: Sequence[Layer]) -> 
         embedding=embedding,
         layers=tuple(layers),
         norm=rms_norm("model.norm", config.hidden_size, config.rms_norm_eps),
-        head=Linear(embedding if config.tie_word_embeddings else Part("lm_head.weight", table)),
+        head=head(embedding, tied=config.tie_word_embeddings),
     )

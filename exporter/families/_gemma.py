@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from exporter.config import Epsilon, HeadsConfig, LayerType, Positive, Size
-from exporter.decoder import Decoder, Layer, Linear, Norm, Part, Rope
-from exporter.families._blocks import ACTIVATIONS, attention, gated_ffn, rms_norm
+from exporter.decoder import Decoder, Layer, Norm, Part, Rope
+from exporter.families._blocks import ACTIVATIONS, attention, gated_ffn, head, rms_norm
 
 
 class GemmaConfig(HeadsConfig):
@@ -87,8 +87,6 @@ def gemma_decoder(
             for i, (rope, window) in enumerate(zip(ropes, windows, strict=True))
         ),
         norm=norm("model.norm"),
-        head=Linear(
-            embedding if config.tie_word_embeddings else Part("lm_head.weight", (config.vocab_size, hidden))
-        ),
+        head=head(embedding, tied=config.tie_word_embeddings),
         logit_softcap=logit_softcap or 0.0,
     )

@@ -11,7 +11,7 @@ import pydantic
 
 from exporter.config import Epsilon, FamilyConfig, Layers, Size
 from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Part
-from exporter.families._blocks import ACTIVATIONS, Ungated, layer_norm
+from exporter.families._blocks import ACTIVATIONS, Ungated, head, layer_norm
 
 ARCHITECTURES = ("GPT2LMHeadModel",)
 IGNORED = (r"transformer\.h\.\d+\.attn\.(masked_)?bias",)
@@ -89,7 +89,5 @@ def describe(config: Config) -> Decoder:
         positions=Part("transformer.wpe.weight", (config.n_positions, hidden)),
         layers=tuple(layer(i) for i in range(config.n_layer)),
         norm=layer_norm("transformer.ln_f", hidden, config.layer_norm_epsilon),
-        head=Linear(
-            embedding if config.tie_word_embeddings else Part("lm_head.weight", (config.vocab_size, hidden))
-        ),
+        head=head(embedding, tied=config.tie_word_embeddings),
     )

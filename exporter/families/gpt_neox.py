@@ -11,7 +11,7 @@ import pydantic
 
 from exporter.config import Epsilon, HeadsConfig, Positive, Share, Size
 from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Part
-from exporter.families._blocks import ACTIVATIONS, Ungated, layer_norm, linear
+from exporter.families._blocks import ACTIVATIONS, Ungated, head, layer_norm, linear
 from exporter.rope import DEFAULT_THETA, rope_of
 
 ARCHITECTURES = ("GPTNeoXForCausalLM",)
@@ -91,7 +91,5 @@ def describe(config: Config) -> Decoder:
         embedding=embedding,
         layers=tuple(layer(f"gpt_neox.layers.{i}") for i in range(config.num_hidden_layers)),
         norm=layer_norm("gpt_neox.final_layer_norm", hidden, epsilon),
-        head=Linear(
-            embedding if config.tie_word_embeddings else Part("embed_out.weight", (config.vocab_size, hidden))
-        ),
+        head=head(embedding, tied=config.tie_word_embeddings, name="embed_out"),
     )

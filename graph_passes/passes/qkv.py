@@ -1,6 +1,6 @@
 """(x·Wq, x·Wk, x·Wv) ⇒ split(x·[Wq Wk Wv]), and unsplit where it goes straight into GroupQueryAttention.
 
-Where a norm over heads or a rotation stands between, the split stays.
+Where a norm, over each head or over all, or a rotation stands between, the split stays.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def _split(linears: list[Linear], old: list[ir.Node], new: list[ir.Node]) -> str
 
 
 def _projection(value: ir.Value | None) -> ir.Value | None:
-    """What is under the rotation and the norm over each head; the value itself where there is neither."""
+    """What is under the rotation and the norm, over each head or over all; the value itself where there is neither."""
     rotation = producer(value, "RotaryEmbedding")
     if rotation is not None and is_private(rotation.outputs[0]):
         value = rotation.inputs[0]
     merge = producer(value, "Reshape")
-    norm = producer(merge.inputs[0], "RMSNormalization") if merge else None
-    split = producer(norm.inputs[0], "Reshape") if norm else None
-    if merge is None or norm is None or split is None:
+    norm = producer(merge.inputs[0] if merge else value, "RMSNormalization")
+    split = producer(norm.inputs[0], "Reshape") if norm and merge else None
+    if norm is None or (merge is None) != (split is None):
         return value
-    private = all(is_private(node.outputs[0]) for node in (merge, norm, split))
-    return split.inputs[0] if private else value
+    between = [node for node in (merge, norm, split) if node is not None]
+    return between[-1].inputs[0] if all(is_private(node.outputs[0]) for node in between) else value

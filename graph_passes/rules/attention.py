@@ -175,8 +175,31 @@ def cached_attention_on_tokens(
     return op.Attention(*_flat(op, q, k, v, "S"), m, past_k, past_v, **given, **_heads(op))
 
 
-@rule(example={"N": 32, "X": 16, "Y": 12, "heads": 4, "kv_heads": 2, "c": 0.5})
+HEADS = {"N": 32, "X": 16, "Y": 12, "heads": 4, "kv_heads": 2, "c": 0.5}
+
+
+@rule(example=HEADS)
 def scaled_queries(
+    op: Op,
+    q: "B S N",
+    k: "B T X",
+    v: "B T Y",
+    m: "maybe any *M S T",
+    factor: "constant",
+    c: "attribute",
+    cap: "attribute",
+    causal: "attribute",
+    heads: "attribute",
+    kv_heads: "attribute",
+) -> Equation:
+    """Attention(f·q, k, v; scale = c)  ⇒  Attention(q, k, v; scale = f·c)"""
+    given = {"softcap": cap, "is_causal": causal, "q_num_heads": heads, "kv_num_heads": kv_heads}
+    yield op.Attention(q * factor, k, v, m, scale=c, **given)
+    return op.Attention(q, k, v, m, scale=c * factor, **given)
+
+
+@rule(example=HEADS)
+def cached_scaled_queries(
     op: Op,
     q: "B S N",
     k: "B S X",
@@ -190,7 +213,7 @@ def scaled_queries(
     heads: "attribute",
     kv_heads: "attribute",
 ) -> Equation:
-    """Attention(f·q, k, v; scale = c)  ⇒  Attention(q, k, v; scale = f·c)"""
+    """the same with a cache"""
     given = {"softcap": cap, "q_num_heads": heads, "kv_num_heads": kv_heads, "outputs": 3}
     y, keys, values = op.Attention(q * factor, k, v, m, past_k, past_v, scale=c, **given)
     yield y, keys, values

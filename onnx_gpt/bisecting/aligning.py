@@ -1,8 +1,8 @@
 """Points at which two graphs of one model can be compared, whatever each is written in: by roles of nodes.
 
 In order of the data: the embedding; of each layer its first norm, the heads of its attention, the stream after them,
-its second norm, what its down projection reads, and the stream after that; the last norm; the logits. A sum inside a
-fused norm is a point where the norm gives it out.
+its second norm, what its down projection reads, and the stream after that; the last norm; the logits. A layer without
+such norms has the others. A sum inside a fused norm is a point where the norm gives it out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ NORMS = {
 LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 KINDS = ("attention_norm", "heads", "middle", "ffn_norm", "hidden", "out")
 """Points of a layer; ``middle`` and ``out`` are of the residual stream."""
+READERS = {"attention.q": "in", "attention.qkv": "in", "ffn.up": "middle", "ffn.gate_up": "middle"}
+"""Products that read the residual stream themselves where no norm stands before them (OLMo 2)."""
 STREAM = ("middle", "out")
 """Where what a block adds has been added."""
 
@@ -70,6 +72,8 @@ def _found(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
             yield at + place, node.outputs[0]
             if (read := _stream(node)) is not None:
                 streams[at + {"attention_norm": "in", "ffn_norm": "middle"}.get(place, "")] = read
+        elif place in READERS and (read := _sum_read(node)) is not None:
+            streams.setdefault(at + READERS[place], read)
         elif place == "attention.heads" and node.op_type != "Reshape":
             yield f"{at}heads", node.outputs[0]
         elif place == "ffn.down" and node.inputs and (read := node.inputs[0]) is not None:
@@ -104,6 +108,13 @@ def _stream(norm: ir.Node) -> ir.Value | None:
         return summed if summed is not None and summed.name and summed.uses() else None
     read = norm.inputs[0]
     return read if read is not None and read.producer() is not None else None
+
+
+def _sum_read(node: ir.Node) -> ir.Value | None:
+    """The sum that a product reads; None where it reads anything else."""
+    read = _unrounded(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+    made = read.producer() if read is not None else None
+    return read if made is not None and made.op_type == "Add" else None
 
 
 def _uncut(value: ir.Value) -> ir.Value | None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
+import torch
+from tiny import tiny
 
+from calibration.distillation import running
 from calibration.transforms.orthogonal import keeping_ones, spreading
 from calibration.transforms.rotation import rotated
+from calibration.transforms.scaling import givers, roles_of, scaled
+from exporter.decoder import Decoder
+from exporter.families import families
+from exporter.match import matched
 from exporter.weights import Array, Weight
 from graph_passes import ORT_PIPELINE, run_pipeline
 from tests.graph_passes.decoders import (
@@ -53,6 +62,31 @@ def test_a_rotated_decoder_is_the_same_function(name: str, lower: bool) -> None:
         logits.append(run_chunks(session(model), one, whole(tokens))[0][0])
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-3 * np.abs(logits[0]).max())
     assert {role for role, _ in turned.parts()} == set(expressions)
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+def test_a_rotated_and_scaled_family_is_the_same_function(family: str) -> None:
+    """Whatever a family's norms read or leave out."""
+    described, weights = matched(tiny(family))
+    rng = np.random.default_rng(0)
+    turned, its = rotated(described, weights)
+    scales = {
+        giver: rng.uniform(0.5, 2.0, its[roles_of(turned, giver)[0][0]].shape[0]).astype(np.float32)
+        for giver in givers(turned)
+    }
+    assert {giver.split(".", 2)[2] for giver in scales} >= {"attention.v"}
+    expected = in_torch(described, weights)
+    for found in (in_torch(turned, its), in_torch(*scaled(turned, its, scales))):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def in_torch(described: Decoder, weights: Mapping[str, Weight]) -> np.ndarray:
+    """Logits of twenty tokens."""
+    own = running.tensors({role: weight.read() for role, weight in weights.items()})
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, described.vocab_size, (1, 20)))
+    with torch.no_grad():
+        x = running.residual(described, own, tokens)
+        return running.logits(described, own, x).cpu().numpy()
 
 
 @pytest.mark.parametrize("name", SHAPES)

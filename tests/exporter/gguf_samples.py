@@ -59,6 +59,20 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=VOCAB, n_positions=128, n_embd=64, n_layer=2, n_head=4
     ),
+    "granite": lambda: transformers.GraniteConfig(
+        **DIMS,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        embedding_multiplier=12.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+    ),
+    "olmo2": lambda: transformers.Olmo2Config(**DIMS, rms_norm_eps=1e-5, pad_token_id=0),
+    "starcoder2": lambda: transformers.Starcoder2Config(
+        **DIMS, bos_token_id=0, eos_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+    ),
+    "phi2": lambda: transformers.PhiConfig(**DIMS, tie_word_embeddings=False),
     "gptneox": lambda: transformers.GPTNeoXConfig(
         **{key: value for key, value in DIMS.items() if key != "num_key_value_heads"}
     ),
@@ -94,6 +108,7 @@ def convert(
     """
     config = model.config
     kind = config.model_type.removesuffix("_text").replace("gpt_neox", "gptneox")
+    kind = "phi2" if kind == "phi" else kind
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     writer = gguf.GGUFWriter(path, kind)
     _write_keys(writer, kind, config)
@@ -161,7 +176,20 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     writer.add_head_count_kv(config.num_key_value_heads)
+    if kind == "phi2":
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+        return
+    if kind == "starcoder2":
+        writer.add_layer_norm_eps(config.norm_epsilon)
+        writer.add_rope_freq_base(rope["rope_theta"])
+        return
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if kind == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     if kind == "gemma3":
@@ -172,7 +200,7 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    if kind == "llama":
+    if kind in ("llama", "granite"):
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(head_dim)
     if kind == "phi3":
@@ -182,7 +210,7 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
 
 
 def _converted(kind: str, name: str, values: np.ndarray, config: Any) -> np.ndarray:
-    if kind == "llama" and (".q_proj." in name or ".k_proj." in name):
+    if kind in ("llama", "granite") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         return halves.swapaxes(1, 2).reshape(values.shape)

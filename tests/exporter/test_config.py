@@ -28,6 +28,7 @@ PARAMETERS = {
     "Llama-3.2-1B": 1_235_814_400,
     "Mistral-7B-v0.1": 7_241_732_096,
     "Mistral-7B-v0.3": 7_248_023_552,
+    "OLMo-2-0425-1B": 1_484_916_736,
     "Phi-3-mini-4k-instruct": 3_821_079_552,
     "Qwen2.5-0.5B": 494_032_768,
     "Qwen3-0.6B": 596_049_920,
@@ -38,9 +39,14 @@ PARAMETERS = {
     "gemma-2-2b": 2_614_341_888,
     "gemma-3-1b-it": 999_885_952,
     "gemma-3-270m": 268_098_176,
+    "gpt-j-6b": 6_050_882_784,
     "gpt-neox-20b": 20_554_567_680,
     "gpt2": 124_439_808,
+    "granite-3.3-8b-instruct": 8_170_864_640,
+    "opt-125m": 125_239_296,
+    "phi-2": 2_779_683_840,
     "pythia-70m": 70_426_624,
+    "starcoder2-3b": 3_030_371_328,
 }
 """As the models' authors and their model pages give them."""
 
@@ -89,6 +95,10 @@ def test_phi4_mini_is_refused_for_longrope() -> None:
     assert "longrope" in error.cause
 
 
+DERIVED = ("num_key_value_heads", "head_dim", "layer_types", "no_rope_layers", "word_embed_proj_dim")
+"""Keys that follow from others where they are left out, there as here."""
+
+
 @pytest.mark.parametrize("family", families())
 def test_defaults_are_those_of_transformers(family: str) -> None:
     """A key left out means here what it means there."""
@@ -100,8 +110,8 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
         if field.is_required() or key in skipped or key not in theirs:
             continue
         ours, expected = field.default, theirs[key]
-        if ours is None and key in ("num_key_value_heads", "head_dim", "layer_types", "no_rope_layers"):
-            continue  # derived from other keys, there as here
+        if ours is None and key in DERIVED:
+            continue
         if key == "sliding_window" and theirs.get("use_sliding_window") is False:
             continue
         assert ours == expected, key
@@ -122,6 +132,14 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
         ("Phi-3-mini-4k-instruct", {"lm_head_bias": True}, "lm_head_bias"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
         ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ("opt-125m", {"do_layer_norm_before": False}, "do_layer_norm_before"),
+        ("phi-2", {"qk_layernorm": True}, "qk_layernorm"),
+        ("starcoder2-3b", {"norm_type": "rms_norm"}, "norm_type"),
+        ("starcoder2-3b", {"mlp_type": "gated"}, "mlp_type"),
+        ("gpt-j-6b", {"scale_attn_weights": False}, "scale_attn_weights"),
+        ("granite-3.3-8b-instruct", {"position_embedding_type": "nope"}, "position_embedding_type"),
+        ("OLMo-2-0425-1B", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("opt-125m", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
         ("Mistral-7B-v0.1", {"layer_types": ["full_attention"] * 32}, "layer_types"),
     ],
 )
@@ -146,6 +164,10 @@ def test_an_unknown_feature_is_named(name: str, change: dict[str, Any], word: st
         ("Llama-2-7b-hf", {"num_attention_heads": 30, "num_key_value_heads": 30}, "30 heads"),
         ("gpt2", {"n_head": 5}, "n_head"),
         ("gpt2", {"activation_function": "mish"}, "activation_function"),
+        ("opt-125m", {"word_embed_proj_dim": 512}, "word_embed_proj_dim"),
+        ("gpt-j-6b", {"rotary_dim": None}, "rotary_dim"),
+        ("gpt-j-6b", {"rotary_dim": 512}, "rotary_dim"),
+        ("granite-3.3-8b-instruct", {"residual_multiplier": 0.0}, "residual_multiplier"),
         ("pythia-70m", {"num_key_value_heads": 2}, "num_key_value_heads"),
         ("pythia-70m", {"rope_theta": 500.0}, "rope_theta"),
         ("pythia-70m", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -177,7 +177,7 @@ def of_attention(change: Callable[[Any], dict[str, Any]]) -> Callable[[Decoder],
 
 def other_epsilon(decoder: Decoder) -> Decoder:
     return dataclasses.replace(
-        decoder, norm=dataclasses.replace(decoder.norm, epsilon=2 * decoder.norm.epsilon)
+        decoder, norm=dataclasses.replace(decoder.norm, epsilon=decoder.norm.epsilon + 0.01)
     )
 
 
@@ -222,6 +222,7 @@ BITING = {
     "qwen3": "layer_types",
     "mistral": "window",
     "phi3": "window",
+    "starcoder2": "window",
 }
 
 
@@ -309,11 +310,13 @@ def test_names_and_keys_are_those_that_transformers_writes(family: str, tied: bo
             "",
             [f"gpt_neox.layers.0.attention.{n}" for n in ("bias", "masked_bias", "rotary_emb.inv_freq")],
         ),
+        ("gptj", "", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"]),
         ("llama", "", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+        ("opt", "model.", []),
     ],
 )
 def test_files_of_the_hub_that_name_tensors_otherwise(family: str, strip: str, buffers: list[str]) -> None:
-    """OpenAI's GPT-2 leaves a prefix out; old files hold masks and rotary tables."""
+    """OpenAI's GPT-2 and Meta's OPT leave a prefix out; old files hold masks and rotary tables."""
     checkpoint = tiny(family)
     named = {name.removeprefix(strip): weight for name, weight in checkpoint.weights.items()}
     stored = named | {name: Array(np.ones(3)) for name in buffers}

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from exporter.checkpoint import Checkpoint
 from exporter.errors import Exit, OnnxGptError
 from exporter.families import describe
-from exporter.gguf_format.architectures import share
+from exporter.gguf_format.configurations import share
 from exporter.match import match_weights, matched
 from exporter.sources import gguf_file, load
 
@@ -78,7 +78,9 @@ def test_our_family_takes_it(name: str, tmp_path: Path) -> None:
         assert weight.format is not None, role
         coded = weight.coded(1, 5)
         scale = coded.scale.astype(np.float32).repeat(weight.format.block, axis=1)
-        np.testing.assert_array_equal((coded.codes.astype(np.float32) - 128) * scale, weight.rows(1, 5))
+        values = (coded.codes.astype(np.float32) - 128) * scale
+        rounds = 2e-7 if name == "granite" else 0  # its scales have been multiplied
+        np.testing.assert_allclose(values, weight.rows(1, 5), rtol=rounds, atol=0)
 
 
 def test_gemma_norms_reach_the_graph_as_they_are_stored(tmp_path: Path) -> None:

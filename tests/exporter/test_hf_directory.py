@@ -250,3 +250,69 @@ def test_bfloat16_of_every_bit_pattern_but_nan_and_infinity(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text("{}")
     read = load(str(tmp_path)).weights["a"].read()
     assert np.array_equal(read.view(np.uint32) >> 16, finite.view(np.uint16).reshape(2, -1).astype(np.uint32))
+
+
+@pytest.mark.parametrize(
+    "method", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}, {}, "awq"]
+)
+def test_a_quantized_checkpoint_is_refused_by_name(sharded: Path, method: object) -> None:
+    config = json.loads((sharded / "config.json").read_text())
+    (sharded / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
+    message = refused(sharded, "checkpoint-quantized", Exit.UNSUPPORTED)
+    assert (method.get("quant_method") or "None" if isinstance(method, dict) else method) in message
+    (sharded / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    load(str(sharded))
+
+
+def test_an_adapter_without_its_model_is_refused_by_name(tmp_path: Path, sharded: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    assert "merge_and_unload" in refused(tmp_path / "lora", "adapter-unmerged", Exit.UNSUPPORTED)
+    (sharded / "adapter_config.json").write_text("{}")
+    load(str(sharded))  # beside whole weights it says how they came about
+
+
+@pytest.mark.parametrize("name", hf_directory.SLOW_TOKENIZERS)
+def test_a_tokenizer_that_would_be_left_out_is_an_error(sharded: Path, name: str) -> None:
+    (sharded / name).write_text("?")
+    assert name in refused(sharded, "tokenizer-slow", Exit.UNSUPPORTED)
+    (sharded / "tokenizer.json").write_text("{}")
+    load(str(sharded))
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
+)
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff"])
+def test_small_files_that_no_runtime_could_read_are_refused(sharded: Path, name: str, data: bytes) -> None:
+    (sharded / name).write_bytes(data)
+    assert name in refused(sharded, "config-unreadable")
+
+
+def test_a_template_that_is_no_text_is_refused(sharded: Path) -> None:
+    (sharded / "chat_template.jinja").write_bytes(b"\xff\xfe{")
+    assert "chat_template.jinja" in refused(sharded, "config-unreadable")
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "ckpt.pt"])
+def test_a_folder_of_another_kind_of_model_says_what_to_give(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert str(tmp_path / name) in refused(tmp_path, "config-missing")
+    (tmp_path / "config.json").write_text("{}")
+    assert str(tmp_path / name) in refused(tmp_path, "weights-missing")
+
+
+def test_what_git_lfs_leaves_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "git lfs pull" in refused(tmp_path, "weights-corrupt")
+
+
+def test_a_source_that_is_none_says_what_would_be_one(tmp_path: Path) -> None:
+    assert "hf:org/name;" not in refused(tmp_path / "nothing", "source-missing")
+    with pytest.raises(OnnxGptError, match="write hf:org/name,"):
+        load("org/name")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"")
+    assert f"config.json: {tmp_path}" in refused(weights, "source-unknown")
+    refused(tmp_path / ("x" * 5000), "file-unreadable")

@@ -148,7 +148,7 @@ def as_transformers(checkpoint: Any) -> transformers.GPT2LMHeadModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "_orig_mod.module."])
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_the_same_function_as_a_gpt2_of_transformers(tmp_path: Path, bias: bool, prefix: str) -> None:
     model = trained(bias=bias)
@@ -477,3 +477,33 @@ def test_flipped_and_cut_bytes_load_or_are_rejected(tmp_path: Path, tiny: bytes,
                 weight.read()
     except OnnxGptError:
         pass
+
+
+def test_values_within_themselves_are_named_in_short(tmp_path: Path) -> None:
+    """Twenty bytes a level: a tuple that holds the one before it twice, sixty times over, has 2⁶⁰ items to print."""
+    pairs = b"K\x01" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+    for key in (b"n_layer", b"unknown"):
+        name = b"X" + struct.pack("<I", len(key)) + key
+        pickled = b"\x80\x02}(X\x05\0\0\0model}X\x0a\0\0\0model_args}" + name + pairs + b"su."
+        with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+        with pytest.raises(OnnxGptError) as caught:
+            load(str(tmp_path / "model.pt"))
+        assert len(str(caught.value)) < 2000
+
+
+def test_an_argument_whose_name_is_a_number_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {}, "model_args": ARGUMENTS | {5: 1}}, tmp_path / "model.pt")
+    with pytest.raises(OnnxGptError, match="nanogpt-unsupported"):
+        load(str(tmp_path / "model.pt"))
+
+
+def test_other_forms_of_a_checkpoint_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"model": {}}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(OnnxGptError, match="had before"):
+        load(str(path))
+    torch.save({"model": {"a": torch.ones(999)}}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(OnnxGptError, match="not whole"):
+        load(str(path))

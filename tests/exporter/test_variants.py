@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from tiny import tiny
+from tiny import loses_heads, tiny
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError
@@ -17,7 +17,7 @@ from exporter.families import describe, families
 from exporter.match import matched
 from exporter.resizing import resized_config
 from exporter.sources import hf_directory
-from exporter.variants import KEY, LayerSizes, sizes_of, variant_of
+from exporter.variants import KEY, LayerSizes, sizes_of, variant_of, with_sizes
 from exporter.weights import Array
 from exporter.writing import ordinary, stored_weights, write_checkpoint
 
@@ -39,7 +39,7 @@ def sizes_for(family: str, ffn: tuple[int, int], lost: tuple[int, int]) -> list[
     found = []
     for layer, inner, groups in zip(describe(tiny(family)).layers, ffn, lost, strict=True):
         whole = sizes_of(layer)
-        kv_heads = whole.kv_heads - groups
+        kv_heads = whole.kv_heads - groups * loses_heads(family)
         heads = whole.heads * kv_heads // whole.kv_heads
         found.append(LayerSizes(ffn=inner, heads=heads, kv_heads=kv_heads))
     return found
@@ -81,7 +81,7 @@ def test_equal_feed_forwards_are_said_by_the_familys_own_key(family: str, tmp_pa
 @pytest.mark.parametrize("family", sorted(families()))
 def test_equal_heads_are_said_by_the_familys_own_keys_where_it_has_them(family: str) -> None:
     checkpoint = pruned(family, sizes_for(family, (96, 96), (1, 1)))
-    assert (KEY in checkpoint.config) == (family in ("gpt2", "gpt_neox"))
+    assert (KEY in checkpoint.config) == (family in ("gpt2", "gpt_neox", "gptj", "opt"))
 
 
 @pytest.mark.parametrize("family", sorted(families()))
@@ -95,6 +95,13 @@ def test_a_layer_less_is_an_ordinary_checkpoint_of_what_the_others_were(family: 
     assert left.attention.window == describe(source).layers[1].attention.window
     assert left.attention.rope == describe(source).layers[1].attention.rope
     assert KEY not in config
+
+
+def test_heads_that_a_norm_reads_together_stay() -> None:
+    (layer, _) = describe(tiny("olmo2")).layers
+    with pytest.raises(OnnxGptError, match="cannot lose heads") as caught:
+        with_sizes(layer, LayerSizes(ffn=96, heads=2, kv_heads=1))
+    assert caught.value.code == "variant-impossible"
 
 
 def test_layers_that_depend_on_their_place_are_not_moved() -> None:

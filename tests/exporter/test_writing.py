@@ -37,10 +37,12 @@ def test_what_is_written_is_read_back_bit_for_bit(family: str, variant: str, tmp
     back = hf_directory.load(str(tmp_path))
     assert describe(back) == describe(checkpoint)
     assert back.weights.keys() == checkpoint.weights.keys()
+    # γ + 1 − 1 may round in the last place, and so may 0.4·W/0.4: what is used, γ + 1, is what must come back
+    rounded = {part.name for _, part in describe(checkpoint).parts() if part.plus or part.times != 1.0}
     for name, weight in checkpoint.weights.items():
-        # γ + 1 − 1 may round in the last place: what is used, γ + 1, is what must come back
-        exact = not family.startswith("gemma") or "norm" not in name
-        assert np.array_equal(back.weights[name].read(), weight.read()) or not exact, name
+        unused = 2 if name.endswith("embed_positions.weight") else 0  # rows of no token
+        same = np.array_equal(back.weights[name].read()[unused:], weight.read()[unused:])
+        assert same or name in rounded, name
     ours, theirs = by_role(back), by_role(checkpoint)
     for role in theirs:
         np.testing.assert_allclose(ours[role].read(), theirs[role].read(), rtol=2e-7, err_msg=role)
