@@ -74,6 +74,7 @@ STRUCTURES = (
     Variant("FFN −25 %, fitted, uniform", (*QUARTER, *UNIFORM), timed=True),
     Variant("FFN −25 %, fitted, searched", QUARTER, timed=True),
     Variant("heads −1/3, fitted", ("--structured", "heads=0.34"), timed=True),
+    Variant("hidden −10 %, fitted", ("--structured", "hidden=0.1"), timed=True),
     Variant("layers −10 %, fitted", ("--structured", "layers=0.1"), timed=True),
 )
 VOCABULARY = Variant("vocabulary of the corpus", ("--structured", "vocab=used"), timed=True)

@@ -1,5 +1,5 @@
-"""The configuration of a decoder with other sizes: fewer layers, narrower feed-forwards, fewer heads, a smaller
-vocabulary.
+"""The configuration of a decoder with other sizes: fewer layers, narrower feed-forwards, fewer heads, a narrower
+residual stream, a smaller vocabulary.
 
 Where the family's own keys can say it, the result is an ordinary configuration; where a size differs from layer to
 layer, or the family derives it from another (GPT-2's heads), it is one with the section of `exporter.variants`.
@@ -22,11 +22,11 @@ from exporter.variants import LayerSizes, sizes_of
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "layers": ("num_hidden_layers", "n_layer"),
-    "ffn": ("intermediate_size", "n_inner"),
+    "ffn": ("intermediate_size", "ffn_dim", "n_inner"),
     "heads": ("num_attention_heads",),
     "kv_heads": ("num_key_value_heads",),
     "head_dim": ("head_dim",),
-    "hidden": ("hidden_size", "n_embd"),
+    "hidden": ("hidden_size", "n_embd", "word_embed_proj_dim"),
     "vocab": ("vocab_size",),
 }
 """Keys of ``config.json`` by what they say. GPT-2's ``n_head`` is not among them: with it the size of a head would
@@ -44,6 +44,7 @@ def resized_config(
     sizes: Sequence[LayerSizes],
     *,
     kept: Sequence[int] | None = None,
+    hidden: int | None = None,
     vocab: int | None = None,
 ) -> dict[str, Any]:
     """The configuration of what is left of a decoder.
@@ -51,6 +52,7 @@ def resized_config(
     Args:
         sizes: of each layer that is left.
         kept: numbers of the layers that are left, rising; all by default.
+        hidden: channels that are left of the residual stream.
         vocab: rows that are left of the embedding.
 
     Raises:
@@ -67,7 +69,10 @@ def resized_config(
         said = [_kind(layer) for layer in layers]
         config |= {key: [of[key] for of in said] for key in said[0].keys() & keys}
     config[_required(checkpoint, "ffn")] = max(size.ffn for size in sizes)
-    whole = _with_heads(checkpoint, config, sizes)
+    if hidden is None or hidden == before.hidden_size:
+        whole = _with_heads(checkpoint, config, sizes)
+    else:
+        whole = _with_hidden(checkpoint, config, sizes[0], hidden)
     described = describe(dataclasses.replace(checkpoint, config=whole))
     if [sizes_of(layer) for layer in described.layers] != list(sizes):
         whole = variants.with_section(whole, sizes)
@@ -94,6 +99,32 @@ def _with_heads(
         return config
     same = all((one.attention.heads, one.attention.head_dim) == (sizes[0].heads, head_dim) for one in layers)
     return said if same else config
+
+
+def derives_head_size(checkpoint: Checkpoint) -> bool:
+    """Whether a family takes the size of a head to be that of the residual stream over their number."""
+    field = family_of(checkpoint).Config.model_fields.get("head_dim")
+    return field is None or field.annotation is type(None)
+
+
+def _with_hidden(
+    checkpoint: Checkpoint, config: dict[str, Any], size: LayerSizes, hidden: int
+) -> dict[str, Any]:
+    """The configuration with another width, and with the heads that all layers have, of the size that they had."""
+    known, before = family_of(checkpoint).Config.model_fields, describe(checkpoint)
+    values = {"hidden": hidden, "heads": size.heads}
+    if not derives_head_size(checkpoint):
+        values |= {"kv_heads": size.kv_heads, "head_dim": before.layers[0].attention.head_dim}
+    spelled = {**SPELLINGS, "heads": (*SPELLINGS["heads"], "n_head")}
+    said = config | {key: value for what, value in values.items() for key in spelled[what] if key in known}
+    described = describe(dataclasses.replace(checkpoint, config=said))
+    if (described.hidden_size, described.embedding_scale) != (hidden, before.embedding_scale):
+        raise unsupported(
+            "variant-impossible",
+            f"a {before.family} of {hidden} channels would scale its embeddings otherwise, or cannot be said",
+            "keep all channels of this family",
+        )
+    return said
 
 
 def _kind(layer: Layer) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from calibration import collecting
-from calibration.collecting import Piece
+from calibration.collecting import Piece, Stream
 from calibration.quantization.sites import site_of
 from calibration.segments import Segment
 from exporter.build import build
@@ -24,8 +24,11 @@ from graph_passes.matching import role_of
 PIPELINE = "fold, attention"
 """From the canonical graph to one whose layers run fast and whose products are still those of the checkpoint."""
 
-OUT = "residual"
-"""What a layer gives: the residual stream after it."""
+OUT, HALFWAY = "residual", "attention_residual"
+"""The residual stream after a layer, and between its blocks."""
+
+ATTENTION, FFN = BLOCKS = ("attention.o", "ffn.down")
+"""Blocks of a layer by their output maps, in the order in which they are fitted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +104,18 @@ class Runner:
         """Layer i: hidden states in.
 
         Args:
-            outputs: `OUT`, ``attention_residual``, or a linear map's ``ffn.down.input`` and ``ffn.down.output``.
+            outputs: `OUT`, `HALFWAY`, or a linear map's ``ffn.down.input`` and ``ffn.down.output``.
         """
         graph = self._graph(model, i)
         first = _input_of_layer(graph.graph)
         known = _values_of(graph.graph)
         return self._load(graph, [first], {label: known[label] for label in outputs}, f"layers.{i}")
 
-    def head(self, model: Described) -> Loaded:
-        """The last norm and the head: hidden states in, logits ``[B, S, V]`` out."""
+    def head(self, model: Described, output: str = "logits") -> Loaded:
+        """The last norm and the head: hidden states in, logits ``[B, S, V]`` out, or what the ``norm`` gives."""
         graph = self._graph(model, 0)
         known = _values_of(graph.graph)
-        return self._load(graph, [known[OUT]], {"logits": known["logits"]}, "head")
+        return self._load(graph, [known[OUT]], {output: known[output]}, "head")
 
     def _graph(self, model: Described, i: int) -> ir.Model:
         """The decoder with layer i alone."""
@@ -132,6 +135,14 @@ class Runner:
             return Loaded(collecting.load(segment, list(names.values()), Path(own)), names)
 
 
+def forward(part: Loaded, stream: Stream, *, first: bool = False, passing: Collection[str] = ()) -> None:
+    """Run a part on all of a stream, which is then behind it."""
+    for batch, tokens in enumerate(stream.batches):
+        x = None if first else stream.feeds(batch, [OUT])[OUT]
+        stream.put(batch, part.run(tokens, x))
+    stream.advance(list(passing))
+
+
 def _values_of(graph: ir.Graph) -> dict[str, ir.Value]:
     """Values of a graph of one layer by the labels of `Runner.layer`."""
     found = {str(v.name).removeprefix("layers.0."): v for node in graph for v in node.outputs}
@@ -145,9 +156,13 @@ def _values_of(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _input_of_layer(graph: ir.Graph) -> ir.Value:
     """The residual stream as the layer finds it."""
-    norm = next(node for node in graph if role_of(node) == "layers.0.attention_norm")
-    assert norm.inputs[0] is not None
-    return norm.inputs[0]
+    roles = (
+        "layers.0.attention_norm",
+        "layers.0.attention.q",
+    )  # the one without a norm before it reads it itself
+    first = next(node for node in graph if role_of(node) in roles)
+    assert first.inputs[0] is not None
+    return first.inputs[0]
 
 
 def _between(

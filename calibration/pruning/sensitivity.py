@@ -17,10 +17,10 @@ import numpy as np
 from calibration.collecting import Stream
 from calibration.pruning.allocation import allocate
 from calibration.pruning.chain import Chain
-from calibration.pruning.model import OUT, Described, Loaded, Runner
+from calibration.pruning.model import FFN, OUT, Described, Loaded, Runner, forward
 from calibration.pruning.sparsity import Sparsity
 from calibration.pruning.structure.channels import Removal, removal
-from calibration.pruning.structure.narrowing import FFN, forward, prune_block
+from calibration.pruning.structure.narrowing import prune_block
 from calibration.pruning.weights import wanda
 from calibration.statistics.hessian import Hessian
 from calibration.statistics.regression import Regression, SecondMoments

@@ -28,7 +28,7 @@ def prune(
     tokens: int = 2048,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Make a checkpoint smaller: set single weights to zero, or take neurons, heads, layers or tokens out.
+    """Make a checkpoint smaller: set single weights to zero, or take neurons, heads, channels, layers or tokens out.
 
     The result is a checkpoint that optimize takes. What is taken out makes it smaller and faster; zeros make a
     compressed download smaller and nothing else.
@@ -44,8 +44,9 @@ def prune(
     pattern
         N:M keeps N of every M neighbouring weights: 2:4, 4:8.
     structured
-        What to take out: ffn=SHARE (neurons), heads=SHARE (with what shares their keys), layers=NUMBER or SHARE,
-        vocab=used (tokens that --calibration does not use go), separated by commas.
+        What to take out: ffn=SHARE (neurons), heads=SHARE (with what shares their keys), hidden=SHARE (channels of
+        the residual stream), layers=NUMBER or SHARE, vocab=used (tokens that --calibration does not use go),
+        separated by commas.
     method
         sparsegpt, wanda or magnitude for --sparsity, sparsegpt by default. fitted or, to compare, magnitude for
         --structured.

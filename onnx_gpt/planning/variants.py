@@ -9,7 +9,7 @@ from exporter.families import describe
 from exporter.resizing import resized_config
 from exporter.weights import Unread
 from onnx_gpt.pruning.recipe import structures_of
-from onnx_gpt.pruning.structures import equal_sizes, layers_gone
+from onnx_gpt.pruning.structures import equal_sizes, hidden_left, layers_gone, resolved
 
 
 def without(opened: Checkpoint, structured: str) -> Checkpoint:
@@ -20,10 +20,13 @@ def without(opened: Checkpoint, structured: str) -> Checkpoint:
     Raises:
         OnnxGptError: ``prune-invalid`` (exit 2), ``variant-impossible`` (exit 3) where pruning would refuse.
     """
-    wanted = structures_of(structured)
+    wanted = resolved(opened, structures_of(structured))
     layers = describe(opened).layers
     left = len(layers) - (layers_gone(wanted, len(layers)) if wanted.layers else 0)
     sizes = equal_sizes(layers[:left], wanted)
-    shaped = dataclasses.replace(opened, config=resized_config(opened, sizes, kept=range(left)))
+    hidden = hidden_left(opened, wanted, sizes[0])
+    shaped = dataclasses.replace(
+        opened, config=resized_config(opened, sizes, kept=range(left), hidden=hidden)
+    )
     parts = dict(describe(shaped).parts()).values()
     return dataclasses.replace(shaped, weights={part.name: Unread(part.stored_shape) for part in parts})

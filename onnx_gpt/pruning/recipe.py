@@ -10,7 +10,7 @@ from calibration.pruning.sparsity import Sparsity, invalid, sparsity_of
 from calibration.pruning.weights import method_of
 
 ALLOCATIONS = ("searched", "uniform")
-STRUCTURES = ("ffn", "heads", "layers", "vocab")
+STRUCTURES = ("ffn", "heads", "hidden", "layers", "vocab")
 USED = "used"
 """What ``vocab`` may be: the tokens that the calibration text uses."""
 FITTED, MAGNITUDE = "fitted", "magnitude"
@@ -22,7 +22,8 @@ class Structures:
     """What is taken out.
 
     Attributes:
-        ffn, heads: shares of the neurons and of the heads, at least 0 and below 1.
+        ffn, heads, hidden: shares of the neurons, of the heads and of the residual stream's channels, at least 0 and
+            below 1.
         layers: a number of layers from 1 on, or a share of them.
         vocab: whether tokens that the calibration text does not use go.
     """
@@ -31,14 +32,15 @@ class Structures:
     heads: float = 0.0
     layers: float = 0.0
     vocab: bool = False
+    hidden: float = 0.0
 
     @property
     def narrows(self) -> bool:
-        return self.ffn > 0 or self.heads > 0
+        return self.ffn > 0 or self.heads > 0 or self.hidden > 0
 
 
 def structures_of(text: str) -> Structures:
-    """``ffn=0.25,heads=0.33,layers=4,vocab=used``.
+    """``ffn=0.25,heads=0.33,hidden=0.1,layers=4,vocab=used``.
 
     Raises:
         OnnxGptError: ``prune-invalid`` (exit 2).

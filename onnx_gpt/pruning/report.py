@@ -52,6 +52,7 @@ class PruneReport(pydantic.BaseModel):
         sparsity: share of zeros by kind of linear map (``ffn.down``), over all layers.
         shares: of zeros, layer by layer, where single weights were pruned.
         layers: sizes of each layer, where they have changed.
+        hidden: channels of the residual stream that are left, where some are gone.
         dropped: numbers of the layers that are gone, as they were before.
         vocabulary: tokens that are left, where some are gone.
         perplexity_ratio: after over before. Tokens are others where the vocabulary has changed: compare bits a byte
@@ -73,6 +74,7 @@ class PruneReport(pydantic.BaseModel):
     sparsity: dict[str, float]
     shares: tuple[float, ...] = ()
     layers: tuple[LayerSizes, ...] = ()
+    hidden: int | None = None
     dropped: tuple[int, ...] = ()
     vocabulary: int | None = None
     variant: bool = False

@@ -1,4 +1,4 @@
-"""Layers, heads, neurons and tokens go; shapes shrink, and what is left is fitted to what was."""
+"""Layers, heads, neurons, channels and tokens go; shapes shrink, and what is left is fitted to what was."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from calibration.data.documents import files_of
 from calibration.data.windows import Encoder
-from calibration.pruning.model import Described
+from calibration.pruning.model import ATTENTION, Described
 from calibration.pruning.sensitivity import ffn_sizes
 from calibration.pruning.sparsity import invalid
 from calibration.pruning.structure import magnitude
 from calibration.pruning.structure.dropping import dropped
-from calibration.pruning.structure.narrowing import ATTENTION, narrowed, units_of
+from calibration.pruning.structure.hidden import Turn, energy_of, require_turnable, turn_of
+from calibration.pruning.structure.narrowing import narrowed, units_of
 from calibration.pruning.structure.vocabulary import (
     Kept,
     kept_tokens,
@@ -22,26 +23,28 @@ from calibration.pruning.structure.vocabulary import (
     remapped_ids,
     with_vocabulary,
 )
+from calibration.threads import single_threaded_blas
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Layer
 from exporter.errors import unsupported
 from exporter.families import describe
-from exporter.resizing import resized_config
-from exporter.variants import LayerSizes, sizes_of
+from exporter.resizing import derives_head_size, resized_config
+from exporter.variants import LayerSizes, sizes_of, with_sizes
 from exporter.writing import stored_weights
 from onnx_gpt.optimizing.calibrating import documents
 from onnx_gpt.pruning.recipe import MAGNITUDE, PruneRecipe, Structures
 from onnx_gpt.pruning.task import Pruned, Task
 
 WIDE, MULTIPLE, NARROW_MULTIPLE = 512, 64, 8
-"""Feed-forwards and vocabularies of `WIDE` and more keep to multiples of `MULTIPLE`, which kernels like; smaller
-ones to 8."""
+"""Feed-forwards, residual streams and vocabularies of `WIDE` and more keep to multiples of `MULTIPLE`, which kernels
+like; smaller ones to 8."""
 
 
 def without_structures(task: Task) -> Pruned:
-    """The checkpoint without what the recipe takes out: whole layers first, then heads and neurons of what is left,
-    tokens last."""
-    wanted, model, opened = task.recipe.structures, task.model, task.opened
+    """The checkpoint without what the recipe takes out: whole layers first, then heads, neurons and channels of what is
+    left, tokens last."""
+    model, opened = task.model, task.opened
+    wanted = resolved(opened, task.recipe.structures)
     facts: dict[str, object] = {}
     kept = list(range(len(model.decoder.layers)))
     if wanted.layers:
@@ -50,13 +53,17 @@ def without_structures(task: Task) -> Pruned:
         kept = [i for i in kept if i not in gone]
         model = model.without(gone)
     if wanted.narrows or wanted.layers:
-        sizes = _sizes(task, model)
+        sizes = _sizes(task, model, wanted)
+        width = hidden_left(opened, wanted, sizes[0])
+        turn = None if width is None else _turn(task, width)
         with task.stages.stage("fit"):
             if task.recipe.resolved_method == MAGNITUDE or task.tokens is None:
                 model = magnitude.narrowed(model, sizes)
             else:
-                model = narrowed(task.model, kept, sizes, task.tokens, task.folder, task.progress.advance)
-        facts["layers"] = tuple(sizes)
+                model = narrowed(
+                    task.model, kept, sizes, task.tokens, task.folder, task.progress.advance, turn
+                )
+        facts |= {"layers": tuple(sizes), "hidden": width}
     if wanted.vocab:
         with task.stages.stage("vocabulary"):
             left = _used(opened, task.recipe)
@@ -65,8 +72,9 @@ def without_structures(task: Task) -> Pruned:
                 opened, files=remapped(opened.files, left), config=remapped_ids(opened.config, left)
             )
         facts["vocabulary"] = len(left.ids)
-    final = [sizes_of(layer) for layer in model.decoder.layers]
-    config = resized_config(opened, final, kept=kept, vocab=model.decoder.vocab_size)
+    decoder = model.decoder
+    final = [sizes_of(layer) for layer in decoder.layers]
+    config = resized_config(opened, final, kept=kept, hidden=decoder.hidden_size, vocab=decoder.vocab_size)
     shaped = dataclasses.replace(opened, config=config)
     return Pruned(dataclasses.replace(shaped, weights=stored_weights(describe(shaped), model.weights)), facts)
 
@@ -93,6 +101,8 @@ def layers_gone(wanted: Structures, have: int) -> int:
 def equal_sizes(layers: Sequence[Layer], wanted: Structures) -> list[LayerSizes]:
     """The sizes of all layers, as many heads and as much of the feed-forward gone from each."""
     sizes = [_with_heads(sizes_of(layer), units_of(layer, ATTENTION)[0], wanted.heads) for layer in layers]
+    for i, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
+        with_sizes(layer, size, i)  # refuses what a layer cannot lose
     if not wanted.ffn:
         return sizes
     multiple = _multiple(sizes[0].ffn)
@@ -100,9 +110,58 @@ def equal_sizes(layers: Sequence[Layer], wanted: Structures) -> list[LayerSizes]
     return [size.model_copy(update={"ffn": ffn}) for size, ffn in zip(sizes, left, strict=True)]
 
 
-def _sizes(task: Task, model: Described) -> list[LayerSizes]:
+def resolved(opened: Checkpoint, wanted: Structures) -> Structures:
+    """What is taken out, with the heads that leave with hidden channels where a family has as many as fit.
+
+    Raises:
+        OnnxGptError: ``prune-invalid`` (exit 2) where heads are asked for, too.
+    """
+    if not wanted.hidden or not derives_head_size(opened):
+        return wanted
+    if wanted.heads:
+        raise invalid(
+            "the heads of this family are as many as fit into its width: they leave with hidden channels",
+            "give heads or hidden",
+        )
+    return dataclasses.replace(wanted, heads=wanted.hidden)
+
+
+def hidden_left(opened: Checkpoint, wanted: Structures, left: LayerSizes) -> int | None:
+    """The channels of the residual stream that are left; None where all are.
+
+    Args:
+        wanted: as `resolved` gives it.
+        left: the sizes of a layer afterwards.
+
+    Raises:
+        OnnxGptError: ``prune-invalid`` (exit 2) where none would go; ``variant-impossible`` (exit 3) for a decoder
+            whose stream cannot be made narrower.
+    """
+    if not wanted.hidden:
+        return None
+    decoder = describe(opened)
+    require_turnable(decoder)
+    if derives_head_size(opened):
+        return left.heads * decoder.layers[0].attention.head_dim
+    have = decoder.hidden_size
+    multiple = _multiple(have)
+    width = max(1, round((1 - wanted.hidden) * have / multiple)) * multiple
+    if width >= have:
+        raise invalid(
+            f"{wanted.hidden:g} of {have} channels, in steps of {multiple}, is none", "ask for a larger share"
+        )
+    return width
+
+
+def _turn(task: Task, width: int) -> Turn:
+    assert task.tokens is not None
+    with task.stages.stage("energy"), single_threaded_blas():
+        energy = energy_of(task.model, task.tokens, task.folder / "energy", task.progress.advance)
+        return turn_of(task.model, energy, width)
+
+
+def _sizes(task: Task, model: Described, wanted: Structures) -> list[LayerSizes]:
     """The sizes of all layers: feed-forwards by the search, or as much of each."""
-    wanted = task.recipe.structures
     sizes = equal_sizes(model.decoder.layers, wanted)
     if not (wanted.ffn and task.recipe.searches):
         return sizes

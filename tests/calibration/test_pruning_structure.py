@@ -133,10 +133,11 @@ def with_idle_parts(family: str) -> Described:
 
 
 def smaller(model: Described, groups: int) -> list[LayerSizes]:
+    """Without 32 neurons, and where heads can leave without some KV groups."""
     found = []
     for layer in model.decoder.layers:
         size = sizes_of(layer)
-        left = size.kv_heads - groups
+        left = size.kv_heads - groups * (not layer.attention.norms_span_heads)
         heads = size.heads // size.kv_heads * left
         found.append(LayerSizes(ffn=size.ffn - 32, heads=heads, kv_heads=left))
     return found

@@ -24,7 +24,7 @@ from onnx_gpt.planning.device import Cost, Device, Measured, Timing, device_of, 
 from onnx_gpt.planning.pareto import front
 from onnx_gpt.planning.prediction import Estimate
 from onnx_gpt.planning.variants import without
-from onnx_gpt.planning.work import graph_of, quantized, work_of
+from onnx_gpt.planning.work import graph_of, keys_of_prompt, quantized, work_of
 from onnx_gpt.progress import Silent
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.recipe_file import predicted_of
@@ -102,7 +102,7 @@ def test_a_size_is_that_of_the_files_of_schemes_that_read_text(
     assert expected.size == pytest.approx(size, rel=0.02)
 
 
-@pytest.mark.parametrize("structured", ["ffn=0.25", "heads=0.5", "layers=1"])
+@pytest.mark.parametrize("structured", ["ffn=0.25", "heads=0.5", "hidden=0.25", "layers=1"])
 def test_what_pruning_leaves_is_known_before(
     structured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,9 +251,21 @@ def test_costs_are_found_again_by_a_fit() -> None:
     assert min(flat.model_dump().values()) >= 0
 
 
+def test_a_prompt_s_queries_meet_every_key_up_to_their_piece_s_end() -> None:
+    for tokens, keys in (
+        (1, 1),
+        (64, 64),
+        (256, 256),
+        (300, (256 * 256 + 44 * 300) / 300),
+        (512, 384),
+        (768, 512),
+    ):
+        assert keys_of_prompt(tokens) == pytest.approx(keys)
+
+
 def test_a_machine_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {**timing.SHAPES["narrow"], "num_hidden_layers": 2}
-    monkeypatch.setattr(timing, "SHAPES", {"wide": {**small, "num_hidden_layers": 4}, "narrow": small})
+    small = {**timing.SHAPES["thin"], "num_hidden_layers": 2}
+    monkeypatch.setattr(timing, "SHAPES", {"wide": {**small, "num_hidden_layers": 4}, "thin": small})
     monkeypatch.setattr(timing, "PROMPTS", 1)
     device = timing.measure("mine", formats=("8/32",))
     assert device.measured is not None

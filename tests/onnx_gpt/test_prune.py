@@ -83,6 +83,24 @@ def test_uniform_feed_forwards_make_an_ordinary_checkpoint(inputs: Path, tmp_pat
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_channels_leave_and_the_result_is_an_ordinary_checkpoint(
+    family: str, inputs: Path, tmp_path: Path
+) -> None:
+    report = prune(inputs, family, tmp_path / "out", structured="hidden=0.25,ffn=0.25", allocate="uniform")
+    left, whole = describe(sources.load(str(tmp_path / "out"))), describe(sources.load(str(inputs / family)))
+    assert report.hidden == left.hidden_size == 48 and not report.variant
+    now, was = left.layers[0].attention, whole.layers[0].attention
+    assert now.head_dim == was.head_dim
+    assert now.heads == (
+        3 if family in ("gpt2", "gpt_neox") else was.heads
+    )  # as many as fit, where none can be said
+    _, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    bundle = onnx_gpt.optimize(str(tmp_path / "out"), tmp_path / "bundle", tokens=128)
+    assert isinstance(bundle.parity, Parity) and bundle.parity.verdict == "pass"
+
+
 def test_layers_and_tokens_leave(inputs: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("all good dogs and all bad dogs bark at the gate; " * 300)
@@ -142,7 +160,9 @@ def test_the_command_prints_one_document(
         {"structured": "ffn=1"},
         {"structured": "ffn=nan"},
         {"structured": "ffn=0.2,ffn=0.3"},
-        {"structured": "hidden=0.5"},
+        {"structured": "width=0.5"},
+        {"structured": "hidden=2"},
+        {"structured": "hidden=0.25", "method": "magnitude"},
         {"structured": "layers=1.5"},
         {"structured": "vocab=0.5"},
         {"structured": "vocab=used"},
@@ -159,16 +179,29 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, object]) -> N
 
 def test_structures_are_read() -> None:
     assert structures_of("ffn=0.25, heads=0.5,layers=4") == Structures(0.25, 0.5, 4.0)
-    assert structures_of("vocab=used") == Structures(vocab=True)
+    assert structures_of("vocab=used,hidden=0.1") == Structures(vocab=True, hidden=0.1)
 
 
-@pytest.mark.parametrize("structured", ["layers=2", "heads=0.1", "heads=0.99"])
+@pytest.mark.parametrize("structured", ["layers=2", "heads=0.1", "heads=0.99", "hidden=0.01"])
 def test_what_cannot_leave_is_refused_and_nothing_is_left_behind(
     structured: str, inputs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(OnnxGptError) as caught:
         prune(inputs, "llama", tmp_path / "out", structured=structured)
     assert caught.value.code == "prune-invalid"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "structured", "code"),
+    [("gpt2", "hidden=0.25,heads=0.5", "prune-invalid"), ("gemma3", "hidden=0.25", "variant-impossible")],
+)
+def test_channels_that_a_family_cannot_lose_are_refused(
+    family: str, structured: str, code: str, inputs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OnnxGptError) as caught:
+        prune(inputs, family, tmp_path / "out", structured=structured, allocate="uniform")
+    assert caught.value.code == code
     assert not list(tmp_path.iterdir())
 
 

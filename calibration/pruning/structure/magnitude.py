@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibration.pruning.model import Described
-from calibration.pruning.structure.narrowing import FFN, rows_of
+from calibration.pruning.model import FFN, Described
+from calibration.pruning.structure.narrowing import rows_of
 from exporter.variants import LayerSizes, with_sizes
 from exporter.weights import Permuted, Weight, transposed
 

@@ -7,22 +7,27 @@ are those of the pruned decoder, its target is what brings the pruned residual s
 decoder is, so that it makes up for what all layers before it have lost, too. Where a norm stands behind a block
 (Gemma 3), the target is the block's own output. What leaves goes by `channels.removal`; the maps before it lose the
 rows that nobody reads any more.
+
+A pruned decoder may have a narrower residual stream (`hidden`), and is then brought to where the whole one's is turned
+to. Behind each of its norms, what the whole decoder's norm gives is fitted first, for all maps that read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from calibration.collecting import Stream
-from calibration.pruning.model import OUT, Described, Loaded, Runner
+from calibration.pruning.model import ATTENTION, BLOCKS, FFN, HALFWAY, OUT, Described, Runner, forward
 from calibration.pruning.sequential import filed
 from calibration.pruning.structure.channels import Removal, fitted, removal
-from calibration.statistics.regression import Regression, SecondMoments
+from calibration.pruning.structure.hidden import Turn, turned_ends, turned_layer
+from calibration.pruning.structure.pair import Pair, output_of
+from calibration.statistics.regression import SecondMoments
 from calibration.threads import single_threaded_blas
-from exporter.decoder import Layer, Linear
+from exporter.decoder import Layer
 from exporter.variants import LayerSizes, sizes_of, with_sizes
 from exporter.weights import Permuted, Weight
 
@@ -30,9 +35,6 @@ RIDGE = 0.1
 """How firmly a map is held at what reproduces its own outputs while it makes up for those before it, of the mean
 size of its inputs: what it makes up for has little to do with them, and a few thousand tokens would be learned by
 heart."""
-
-ATTENTION, FFN = BLOCKS = ("attention.o", "ffn.down")
-"""Blocks of a layer by their output maps, in the order in which they are fitted."""
 
 Advance = Callable[[int, int, str], None]
 """Told how many layers of how many are done, and what is being done."""
@@ -45,8 +47,9 @@ def narrowed(
     tokens: np.ndarray,
     folder: Path,
     advance: Advance,
+    turn: Turn | None = None,
 ) -> Described:
-    """A decoder of some of the layers, with the sizes given, as near to the whole one as its output maps can bring it.
+    """A decoder of some of the layers, with the sizes given, as near to the whole one as its maps can bring it.
 
     A layer after which others are gone is fitted to what the last of those gave.
 
@@ -55,27 +58,37 @@ def narrowed(
         sizes: of each of them, none larger than it is.
         tokens: int64 ``[N, S]``, every one real.
         folder: scratch; fitted matrices lie in it until the checkpoint has been written.
+        turn: makes the residual stream narrower.
     """
     count = len(model.decoder.layers)
     runner = Runner(folder / "parts", tokens.shape[1])
     whole, pruned = (_stream(tokens, folder / name) for name in ("whole", "pruned"))
-    for stream in (whole, pruned):
-        forward(runner.embedding(model), stream, first=True)
+    pair = Pair(runner, whole, pruned, turn, folder)
     done = model.without([i for i in range(count) if i not in kept])
     with single_threaded_blas():
+        done = done if turn is None else turned_ends(done, turn)
+        for stream, one in ((whole, model), (pruned, done)):
+            forward(runner.embedding(one), stream, first=True)
         for i in range(kept[0]):
             forward(runner.layer(model, i), whole)
         for place, (i, end) in enumerate(zip(kept, [*kept[1:], count], strict=True)):
             advance(place, len(kept), f"layers.{i}")
             goals = {block: _goal(model.decoder.layers[i], block) for block in BLOCKS}
-            forward(runner.layer(model, i, list(dict.fromkeys([OUT, *goals.values()]))), whole)
+            wanted = {OUT, *goals.values(), *pair.read(model.decoder.layers[i])}
+            forward(runner.layer(model, i, sorted(wanted)), whole)
             for gone in range(i + 1, end):
-                forward(runner.layer(model, gone), whole, passing=set(goals.values()) - {OUT})
+                forward(runner.layer(model, gone), whole, passing=wanted - {OUT})
+            own = model.layer(i)
+            if turn is not None:
+                layer = done.decoder.layers[place]
+                done = done.with_layer(place, layer, turned_layer(layer, own, turn))
             for block, goal in goals.items():
-                moments = _moments(done, place, block, goal, runner, whole, pruned)
+                if turn is not None:
+                    done = pair.with_readers(done, place, block, own)
+                moments = pair.of_output(done, place, block, goal)
                 done = prune_block(done, place, block, sizes[place], moments, folder)
             forward(runner.layer(done, place), pruned)
-    return done
+        return done if turn is None else pair.with_head(done, model)
 
 
 def _goal(layer: Layer, block: str) -> str:
@@ -83,40 +96,12 @@ def _goal(layer: Layer, block: str) -> str:
     between its own output."""
     if (layer.attention_post_norm if block == ATTENTION else layer.ffn_post_norm) is not None:
         return f"{block}.output"
-    return "attention_residual" if block == ATTENTION and not layer.parallel else OUT
+    return HALFWAY if block == ATTENTION and not layer.parallel else OUT
 
 
 def _stream(tokens: np.ndarray, folder: Path) -> Stream:
     folder.mkdir()
     return Stream(tokens, folder)
-
-
-def forward(part: Loaded, stream: Stream, *, first: bool = False, passing: Collection[str] = ()) -> None:
-    """Run a part on all of a stream, which is then behind it."""
-    for batch, tokens in enumerate(stream.batches):
-        x = None if first else stream.feeds(batch, [OUT])[OUT]
-        stream.put(batch, part.run(tokens, x))
-    stream.advance(list(passing))
-
-
-def _moments(
-    done: Described, i: int, block: str, goal: str, runner: Runner, whole: Stream, pruned: Stream
-) -> SecondMoments:
-    """What fitting a block's output map takes: inputs as the pruned decoder has them, targets by the whole one.
-
-    Args:
-        whole: at the end of the layer.
-        pruned: at its beginning.
-    """
-    output, source = f"{block}.output", f"{block}.input"
-    part = runner.layer(done, i, list(dict.fromkeys([source, output, goal])))
-    fit: Regression | None = None
-    for batch, tokens in enumerate(pruned.batches):
-        own = part.run(tokens, pruned.feeds(batch, [OUT])[OUT])
-        target = whole.feeds(batch, [goal])[goal] - own[goal] + own[output]
-        fit = (fit or Regression.empty(target.shape[-1], own[source].shape[-1])).add(target, own[source])
-    assert fit is not None
-    return fit.finish(bias=_output(done.decoder.layers[i], block).bias is not None)
 
 
 def prune_block(
@@ -147,7 +132,7 @@ def prune_block(
     fit = fitted(moments.inputs, moments.cross, columns, near, RIDGE)
     path = folder / f"layers.{i}.{block}"
     changed: dict[str, Weight] = {f"{block}.weight": filed(fit, path.with_suffix(".o.weight"))}
-    if _output(layer, block).bias is not None:
+    if output_of(layer, block).bias is not None:
         bias = moments.target_mean - fit @ moments.input_mean[columns]
         changed[f"{block}.bias"] = filed(bias, path.with_suffix(".o.bias"))
     if left < units:
@@ -198,7 +183,3 @@ def _partly(layer: Layer, block: str, wanted: LayerSizes) -> LayerSizes:
     if block == FFN:
         return sizes_of(layer).model_copy(update={"ffn": wanted.ffn})
     return wanted.model_copy(update={"ffn": sizes_of(layer).ffn})
-
-
-def _output(layer: Layer, block: str) -> Linear:
-    return layer.attention.o if block == ATTENTION else layer.ffn.down
