@@ -18,6 +18,7 @@ import numpy as np
 from exporter.checkpoint import Checkpoint, ModuleSource
 from exporter.errors import Exit, OnnxGptError, rejected
 from exporter.families import describe, family_of
+from exporter.sources.module import FAILURES, failed, instantiate, logits_in, quiet_stdout
 from exporter.weights import Weight
 from exporter.writing import ordinary
 
@@ -44,7 +45,7 @@ class Reference:
             self._kv_heads = [layer.attention.kv_heads for layer in describe(ordinary(source)).layers]
             self.name = f"{_version('transformers')} on {_version('torch')}, float32"
         else:
-            self.model = (source.factory() if isinstance(source, ModuleSource) else source).eval()
+            self.model = instantiate(source) if isinstance(source, ModuleSource) else source.eval()
             self.name = f"{type(self.model).__name__} on {_version('torch')}"
 
     def logits(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -62,7 +63,7 @@ class Reference:
         with torch.inference_mode():
             ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
             if not self._cached:
-                out = self.model(ids)
+                out = self._of_module(ids)
             elif mask is None:
                 out = self.model(input_ids=ids, use_cache=False).logits
             else:
@@ -152,6 +153,21 @@ class Reference:
             yield "eager attention"
         finally:
             self.model.set_attn_implementation(FUSED)
+
+    def _of_module(self, tokens: Any) -> Any:
+        """Logits that a user's module gives; its own errors are about these tokens.
+
+        Raises:
+            OnnxGptError: ``module-unusable``.
+        """
+        try:
+            with quiet_stdout():
+                return logits_in(self.model(tokens))
+        except FAILURES as error:
+            remedy = "run it on such tokens yourself; a context that is shorter is told by --context-length"
+            raise failed(
+                f"{type(self.model).__name__} on tokens {list(tokens.shape)}", error, remedy
+            ) from error
 
     def _greedy_uncached(self, tokens: np.ndarray, count: int) -> list[int]:
         sequence = [int(token) for token in tokens]

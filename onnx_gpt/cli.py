@@ -5,10 +5,14 @@ Results go to stdout (a table for people, one JSON document with ``--json``), ta
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import cyclopts
@@ -20,7 +24,7 @@ from onnx_gpt.commands import register
 
 HELP = """From a trained GPT decoder to a fused, quantized and proven ONNX bundle.
 
-SOURCE is a Hugging Face directory, a .gguf or nanoGPT .pt file, hf:org/name,
+SOURCE is a Hugging Face directory, a .gguf, nanoGPT .pt or anyone's .onnx file, hf:org/name,
 module:package.module:factory, or sample:tiny / sample:smollm2."""
 
 EPILOGUE = """Examples:
@@ -52,6 +56,7 @@ def app(arguments: Sequence[str] = (), console: Console | None = None) -> cyclop
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    _prepare_streams()
     received: list[int] = []
 
     def terminated(number: int, frame: FrameType | None) -> None:
@@ -66,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("; ".join(["\ninterrupted", "nothing was published", *kept]), file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader of our stdout has gone; that is its right
-        sys.stderr.close()
         status = 0
     except Exception:  # the last resort: a bug of ours, said to be one
         if not received:
@@ -75,13 +79,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "error [internal] this is a bug in onnx-gpt; please report the lines above", file=sys.stderr
             )
         status = Exit.INTERNAL
+    _drop_unwritable()
     # Raised inside a native call, SystemExit may come back as any other error.
     sys.exit(128 + received[0] if received else status)
+
+
+def _prepare_streams() -> None:
+    """Both streams take any text, in UTF-8 whatever the locale is; what a shell has closed leads nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (until the end)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _drop_unwritable() -> None:
+    """Forget what stdout does not take: Python would try again as it ends, and exit with a status of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
     try:
         result = app(arguments)(arguments, exit_on_error=False, result_action="return_value")
+        sys.stdout.flush()  # here, where a full disk has an error of its own
         return result if isinstance(result, int) else 0
     except cyclopts.CycloptsError:
         return Exit.USAGE  # cyclopts has printed what was wrong
@@ -94,6 +118,11 @@ def _run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return Exit.RESOURCES
+    except BrokenPipeError:
+        raise
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            print(f"error [disk-full] {error}\n  → free disk space, or write elsewhere", file=sys.stderr)
+            return Exit.RESOURCES
         print(f"error [file] {error}\n  → check that the file exists and can be read", file=sys.stderr)
         return Exit.ENVIRONMENT

@@ -14,7 +14,7 @@ from exporter import variants
 from exporter.build import build
 from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
 from exporter.decoder import Decoder
-from exporter.errors import OnnxGptError, rejected, unsupported
+from exporter.errors import Exit, OnnxGptError, rejected, unsupported
 from exporter.families import describe
 from exporter.match import matched
 from exporter.weights import Weight
@@ -127,13 +127,22 @@ def _export_graph(opened: GraphSource, context_length: int | None) -> Exported:
 
 
 def _context_length(stated: int | None, asked: int | None) -> int | None:
-    if asked is not None and not 0 < asked <= (stated or asked):
-        raise rejected(
+    context = stated if asked is None else asked
+    if context is not None and context < 2:
+        raise OnnxGptError(
+            "context-too-short",
+            f"a context of {context} tokens holds no token and the next",
+            "give --context-length 2 or more, where the model was trained for as many",
+            exit=Exit.USAGE,
+        )
+    if asked is not None and asked > (stated or asked):
+        raise OnnxGptError(
             "context-too-long",
             f"the model was trained for {stated} tokens, {asked} are asked for",
             "lower --context-length",
+            exit=Exit.USAGE,
         )
-    return asked or stated
+    return context
 
 
 def _vocab_size(model: ir.Model) -> int:
@@ -168,13 +177,16 @@ def _export_module(opened: ModuleSource, context_length: int | None) -> Exported
     parameters = sum(parameter.numel() for parameter in module.parameters())
     logits = model.graph.outputs[0].shape
     vocab = logits[-1] if logits is not None else None
+    config = getattr(module, "config", None)  # as models of transformers have one
+    stated = next((n for key in CONTEXT_KEYS if type(n := getattr(config, key, None)) is int and n > 0), None)
+    context = _context_length(stated, context_length)
     if not isinstance(vocab, int):
         raise unsupported(
             "module-not-exportable",
             "the module's logits have no fixed last dimension",
             "return [B, S, V] logits",
         )
-    return Exported(model, None, "module", parameters, vocab, context_length, module)
+    return Exported(model, None, "module", parameters, vocab, context, module)
 
 
 def opened_config(opened: Opened, decoder: DecoderFacts | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from exporter.errors import Exit, OnnxGptError
 from graph_passes import parse
 from onnx_gpt.bundle.targets import ModelFile, chosen
 from onnx_gpt.parity.limits import gate_of
+from onnx_gpt.parity.text import require_some
 from onnx_gpt.report import Limits
 
 KV_CACHES = ("float", "int8")
@@ -114,6 +115,7 @@ class Recipe:
                 "give a number above 0",
                 exit=Exit.USAGE,
             )
+        require_some(self.tokens)
         if self.passes is not None:
             parse(self.passes)  # raises where it is none
 
@@ -130,6 +132,13 @@ class Recipe:
                     exit=Exit.USAGE,
                 )
         elif any(setting is not None for setting in (*grid, self.method, self.mixed or None)):
+            if self.quantize == "none":
+                raise OnnxGptError(
+                    "scheme-invalid",
+                    "block_size, table_bits, method and mixed are about quantized weights, and nothing is quantized",
+                    "name a scheme, --quantize int8 say, or drop them",
+                    exit=Exit.USAGE,
+                )
             self.scheme()
 
     def models(self) -> tuple[ModelFile, ...]:

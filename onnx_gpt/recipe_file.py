@@ -57,7 +57,7 @@ def recipe_of(
         names = named.split(",") if isinstance(named, str) else named
         settings["targets"] = tuple(name.strip() for name in names if name.strip())
     limits = {**_limits(known.pop("limits", None)), **_limits(settings.get("limits"))}
-    merged = {**(defaults or {}), **known, **settings, "limits": Limits(**limits) if limits else None}
+    merged = {**(defaults or {}), **known, **settings, "limits": limits or None}
     return Recipe(**checked(merged, "the settings"))
 
 
@@ -148,7 +148,8 @@ def types() -> dict[str, Any]:
 def _model() -> type[pydantic.BaseModel]:
     """Settings as pydantic checks them: strictly, and none that `Recipe` has not."""
     closed = pydantic.ConfigDict(extra="forbid")
-    thresholds: dict[str, Any] = dict.fromkeys(Limits.model_fields, (float | None, None))
+    hints = typing.get_type_hints(Limits, include_extras=True)
+    thresholds: dict[str, Any] = {name: (hints[name], None) for name in Limits.model_fields}
     limits = pydantic.create_model("Limits", __config__=closed, **thresholds)
     fields: dict[str, Any] = {name: (kind, None) for name, kind in types().items()}
     return pydantic.create_model("Settings", __config__=closed, **fields | {"limits": (limits | None, None)})

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -81,15 +81,20 @@ class Check(_Frozen):
     unit: Literal["x noise", "x rounding", "nats a token", ""] = ""
 
 
+Largest = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+"""A limit that is a number: what is compared with NaN is never too large."""
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
 class Limits(_Frozen):
     """Thresholds of the gate: what is None is the default for the scheme and the size of the model (docs/parity.md).
 
     The 99th percentile of the KL may be 10 times its mean's limit, the largest 100 times.
     """
 
-    max_kl: float | None = None
-    min_top1: float | None = None
-    max_perplexity_ratio: float | None = None
+    max_kl: Largest | None = None
+    min_top1: Share | None = None
+    max_perplexity_ratio: Largest | None = None
 
     def or_else(self, default: Limits) -> Limits:
         """These, with another's where there are none."""

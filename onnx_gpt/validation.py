@@ -20,7 +20,7 @@ from onnx_gpt.parity.prove import UNSTATED_WINDOW, WINDOW, stated
 from onnx_gpt.parity.recalled import Recalled
 from onnx_gpt.parity.sides import Side, as_candidate, as_reference, open_side, require_same_vocabulary
 from onnx_gpt.parity.structure import structure_checks
-from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens, even_window
+from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens, even_window, require_some
 from onnx_gpt.parity.tokenizers import tokenizer_check
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.report import Limits, Parity
@@ -109,6 +109,7 @@ def run_comparison(
     progress: Progress | None = None,
 ) -> Parity:
     """`validate` with both sides open."""
+    require_some(tokens)
     _require_cases(skip)
     progress = progress or Silent()
     progress.stage("loading")

@@ -25,6 +25,7 @@ Render: TypeAlias = Callable[[Sequence[Mapping[str, Any]]], str]
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".arrow", ".npy")
 FIELDS = ("text", "messages", "conversations")
 """Fields of a row that are read, the first that is there."""
+ARROW_FILE = b"ARROW1"
 
 
 def files_of(path: Path) -> list[Path]:
@@ -73,8 +74,8 @@ def documents_of(file: Path, render: Render | None) -> Iterator[Document]:
             if text.strip():
                 yield text
         else:
-            rows = _lines(file) if file.suffix == ".jsonl" else _table(file)
-            yield from (text for row in rows if (text := _text(row, file, render)).strip())
+            rows = _lines(file) if file.suffix == ".jsonl" else enumerate(_table(file), 1)
+            yield from (text for number, row in rows if (text := _text(row, file, number, render)).strip())
     except UnicodeDecodeError as error:
         raise rejected(
             "calibration-not-utf8", f"{file}: {error}", "convert the file to UTF-8, for example with iconv"
@@ -88,24 +89,26 @@ def _tokens(file: Path) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise rejected("calibration-unreadable", f"{file}: {error}", "save it with numpy.save") from error
-    if array.dtype.kind not in "iu":
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        held = getattr(array, "dtype", "an archive of arrays")
         raise rejected(
             "calibration-unreadable",
-            f"{file} holds {array.dtype}, not token ids",
+            f"{file} holds {held}, not token ids",
             "give an array of integers",
         )
     flat: np.ndarray = array.reshape(-1)
     return flat
 
 
-def _lines(file: Path) -> Iterator[Any]:
-    with file.open(encoding="utf-8") as stream:
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """Rows by the number of their line. Windows' tools begin a file with a mark of its byte order."""
+    with file.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a plain one
                 raise _bad_row(file, f"line {number} is not JSON: {error}") from error
 
 
@@ -127,19 +130,29 @@ def _table(file: Path) -> Iterator[Any]:
                 for batch in table.iter_batches(batch_size=256, columns=wanted):
                     yield from batch.to_pylist()
         else:
-            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
-                for batch in reader:
+            with pa.memory_map(str(file)) as source:
+                for batch in _batches(pa, source):
                     yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise rejected("calibration-unreadable", f"{file}: {error}", "give a whole file") from error
 
 
-def _text(row: Any, file: Path, render: Render | None) -> str:
+def _batches(pa: Any, source: Any) -> Iterator[Any]:
+    """Batches of either of Arrow's two forms: a stream, as `datasets` writes, or a file with an index at its end."""
+    if source.read(len(ARROW_FILE)) == ARROW_FILE:
+        reader = pa.ipc.open_file(source)
+        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        source.seek(0)
+        yield from pa.ipc.open_stream(source)
+
+
+def _text(row: Any, file: Path, number: int, render: Render | None) -> str:
     if isinstance(row, Mapping):
         if isinstance(row.get("text"), str):
             return str(row["text"])
         messages = row.get("messages", row.get("conversations"))
-        if isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages):
+        if isinstance(messages, list) and all(isinstance(m, Mapping) and "role" in m for m in messages):
             if render is None:
                 raise rejected(
                     "chat-template-missing",
@@ -147,7 +160,7 @@ def _text(row: Any, file: Path, render: Render | None) -> str:
                     "give the conversations as plain text",
                 )
             return render(messages)
-    raise _bad_row(file, "a row has neither a text nor chat messages")
+    raise _bad_row(file, f"row {number} has neither a text nor chat messages with roles")
 
 
 def _bad_row(file: Path, why: str) -> OnnxGptError:

@@ -76,7 +76,8 @@ class Encoder:
         """Ids of a document without what the tokenizer puts before a text, a slice of it at a time.
 
         Raises:
-            OnnxGptError: ``token-out-of-range``; ``tokenizer-missing`` for a text that cannot be encoded.
+            OnnxGptError: ``token-out-of-range``; ``tokenizer-missing`` for a text that cannot be encoded;
+                ``calibration-not-utf8``.
         """
         if isinstance(document, np.ndarray):
             for start in range(0, len(document), SLICE):
@@ -89,7 +90,14 @@ class Encoder:
                 "give calibration data as token ids, in a .npy file",
             )
         for start in range(0, len(document), SLICE):
-            ids = self.tokenizer.encode(document[start : start + SLICE], add_special_tokens=False).ids
+            try:
+                ids = self.tokenizer.encode(document[start : start + SLICE], add_special_tokens=False).ids
+            except TypeError as error:  # JSON can spell half of a surrogate pair, "\\ud800"
+                raise rejected(
+                    "calibration-not-utf8",
+                    "a text holds half of a surrogate pair, which is no character",
+                    "write the text again, in UTF-8",
+                ) from error
             yield self._within(np.array(ids, np.int64))
 
     def _within(self, ids: np.ndarray) -> np.ndarray:
@@ -116,6 +124,8 @@ def pack(
         OnnxGptError: ``calibration-empty``; ``calibration-too-short`` below one window or `LEAST_TOKENS`.
     """
     body = window - len(encoder.prefix)
+    if body < 1:
+        raise _too_short(0, window + 1)
     pieces: list[np.ndarray] = []
     have = 0
     for ids in (ids for document in documents for ids in encoder.encode(document)):

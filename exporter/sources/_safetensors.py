@@ -38,6 +38,9 @@ MAX_RANK, MAX_DIM = 8, 1 << 40
 
 FINDINGS_SHOWN = 50
 
+LFS_POINTER = b"version "
+"""How the file begins that Git LFS checks out where it has not fetched the real one."""
+
 
 def read_header(path: Path) -> dict[str, Weight]:
     """The tensors of a file by name, in file order, none of them read.
@@ -80,6 +83,12 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
+            if prefix == LFS_POINTER:
+                raise rejected(
+                    "weights-corrupt",
+                    f"{str(path)!r} is no weights, but what Git LFS leaves in place of them",
+                    "run git lfs pull in its folder, or download the file",
+                )
             if len(prefix) < 8 or 8 + length > size:
                 wanted = 8 if len(prefix) < 8 else 8 + length
                 raise _corrupt(path, f"has {size} bytes where its header alone needs {wanted}")

@@ -13,16 +13,23 @@ import dataclasses
 import io
 import math
 import pickletools
+import reprlib
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import OnnxGptError, rejected
+from exporter.sources._files import unreadable
 from exporter.weights import NotFloat, Stored, Weight, transposed
 
-PICKLE_LIMIT = 16 << 20
+PICKLE_LIMIT = 4 << 20
 """Bytes of ``data.pkl``. With optimizer state, a GPT-2 of 48 layers has 0.2 MB."""
+
+OLD_FORMAT = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+"""How a file begins that torch before 1.6 wrote, and later ones with _use_new_zipfile_serialization=False."""
+
+ZIP = b"PK\x03\x04"
 
 STORAGES = {
     "BFloat16Storage": ("BF16", 2),
@@ -114,8 +121,32 @@ def read(path: Path) -> Any:
             if byteorder is not None and (byteorder.file_size != 6 or archive.read(byteorder) != b"little"):
                 raise _corrupt(path, "was written on a big-endian machine")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
-        raise _corrupt(path, f"is not a zip archive as torch.save writes it ({error})") from error
+        raise _no_archive(path, error) from error
     return _Machine(path, root, members).run(pickle)
+
+
+def shown(value: Any) -> str:
+    """A value for a message. A pickle can hold one in itself twice, forty levels deep: its repr would not end."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    return short.repr(value)
+
+
+def _no_archive(path: Path, error: Exception) -> OnnxGptError:
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(OLD_FORMAT))
+    except OSError as unread:
+        return unreadable(path, unread)
+    if head == OLD_FORMAT:
+        return rejected(
+            "checkpoint-corrupt",
+            f"{str(path)!r} is in the format that torch.save had before 1.6",
+            "write it again: torch.save(torch.load(OLD, weights_only=True), NEW)",
+        )
+    if head.startswith(ZIP):
+        return _corrupt(path, f"is damaged or not whole ({error})")
+    return _corrupt(path, f"is not a zip archive as torch.save writes it ({error})")
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -149,7 +180,7 @@ def _data_start(path: Path, info: zipfile.ZipInfo) -> int:
         file.seek(info.header_offset)
         header = file.read(30)
         size = file.seek(0, io.SEEK_END)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+    if len(header) < 30 or header[:4] != ZIP:
         raise _corrupt(path, f"has no local header for {info.filename!r}")
     name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
     start = info.header_offset + 30 + name + extra
@@ -220,7 +251,7 @@ class _Machine:
         module, _, name = argument.partition(" ")
         known = (module, name) in _CALLS or (module == "torch" and (name in STORAGES or name in DTYPES))
         if not known:
-            raise _unsafe(self.path, f"would import and use {f'{module}.{name}'!r:.200}")
+            raise _unsafe(self.path, f"would import and use {shown(f'{module}.{name}')}")
         self.push(_Name(module, name))
 
     def call(self) -> None:
@@ -241,7 +272,7 @@ class _Machine:
         (reference,) = self.take(1)
         kind, storage_type, key, _location, count = reference
         if kind != "storage" or not isinstance(storage_type, _Name) or storage_type.name not in STORAGES:
-            raise ValueError(f"a reference of the kind {kind!r:.80} to the outside")
+            raise ValueError(f"a reference of the kind {shown(kind)} to the outside")
         dtype, itemsize = STORAGES[storage_type.name]
         info = self.members.get(f"{self.root}data/{key}")
         if info is None:
@@ -260,13 +291,15 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_unuse
     if not all(
         isinstance(dims, tuple) and all(type(d) is int and d >= 0 for d in dims) for dims in (shape, strides)
     ):
-        raise ValueError(f"a tensor has the shape {shape!r:.80} and the strides {strides!r:.80}")
+        raise ValueError(f"a tensor has the shape {shown(shape)} and the strides {shown(strides)}")
     if len(shape) != len(strides) or len(shape) > 8 or type(offset) is not int or offset < 0:
-        raise ValueError(f"a tensor of shape {shape!r:.80} has the strides {strides!r:.80} at {offset!r:.80}")
+        raise ValueError(
+            f"a tensor of shape {shown(shape)} has the strides {shown(strides)} at {shown(offset)}"
+        )
     reach = offset + sum((dim - 1) * stride for dim, stride in zip(shape, strides, strict=True)) + 1
     if (math.prod(shape) and reach > storage.count) or max(shape, default=0) > storage.count:
         raise ValueError(
-            f"a tensor of shape {shape!r:.80} reaches beyond its storage of {storage.count} elements"
+            f"a tensor of shape {shown(shape)} reaches beyond its storage of {storage.count} elements"
         )
     return Tensor(storage, offset, shape, strides)
 

@@ -27,15 +27,29 @@ FILES = (
 FILE_LIMIT = 256 << 20
 """Bytes of such a file. Gemma 3's tokenizer.json, the largest known, has 33 MB."""
 
+SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+"""Files of tokenizers that transformers turns into a tokenizer.json when it loads them."""
+
+ADAPTER = "adapter_config.json"
+
+MODELS = (".gguf", ".onnx", ".pt", ".pth")
+"""Ends of files that are a source each, and lie in folders too."""
+
 BASE_PREFIX = {
     "GPT2LMHeadModel": "transformer.",
+    "GPTJForCausalLM": "transformer.",
     "GPTNeoXForCausalLM": "gpt_neox.",
     "Gemma3ForCausalLM": "model.",
+    "GraniteForCausalLM": "model.",
     "LlamaForCausalLM": "model.",
     "MistralForCausalLM": "model.",
+    "OPTForCausalLM": "model.",
+    "Olmo2ForCausalLM": "model.",
     "Phi3ForCausalLM": "model.",
+    "PhiForCausalLM": "model.",
     "Qwen2ForCausalLM": "model.",
     "Qwen3ForCausalLM": "model.",
+    "Starcoder2ForCausalLM": "model.",
 }
 """Where a class keeps its base model; see `with_base_prefix`."""
 
@@ -53,7 +67,8 @@ def load(uri: str) -> Checkpoint:
     Raises:
         OnnxGptError: ``config-missing``, ``config-unreadable``; ``weights-missing``, ``weights-pickle``,
             ``weights-incomplete``, ``weights-corrupt``; ``path-escapes``, ``file-irregular``,
-            ``file-unreadable``, ``file-too-large``.
+            ``file-unreadable``, ``file-too-large``; ``tokenizer-slow``, ``checkpoint-quantized``,
+            ``adapter-unmerged`` (exit 3).
     """
     bare = untrained(uri)
     weights = _read_weights(Path(uri))
@@ -67,9 +82,49 @@ def untrained(uri: str) -> Checkpoint:
         OnnxGptError: those of `load` that are not about weights.
     """
     folder = Path(uri)
+    if has(folder, ADAPTER) and not any(has(folder, name) for name in (WEIGHTS, INDEX)):
+        raise unsupported(
+            "adapter-unmerged",
+            f"{str(folder)!r} holds an adapter alone ({ADAPTER}), not the model that it changes",
+            "merge them: AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)",
+        )
     config = read_config(folder)
+    quantized = config.get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise unsupported(
+            "checkpoint-quantized",
+            f"{str(folder)!r} is quantized already (quantization_config: {method!r:.80})",
+            "give the checkpoint that it was made from, and quantize with --quantize",
+        )
+    return Checkpoint(uri, config, {}, read_files(folder))
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The tokenizer's and the generation's files that are there, as they are.
+
+    Raises:
+        OnnxGptError: ``config-unreadable`` for one that a runtime could not read; ``tokenizer-slow`` (exit 3) for a
+            tokenizer without tokenizer.json.
+    """
     files = {name: read_bytes(folder, name, FILE_LIMIT) for name in FILES if has(folder, name)}
-    return Checkpoint(uri, config, {}, files)
+    for name, data in files.items():
+        what = repr(str(folder / name))
+        if name.endswith(".jinja"):
+            try:
+                data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise rejected("config-unreadable", f"{what}: {error}", "write it again, in UTF-8") from error
+        elif name != "tokenizer.json":  # the library that runs it reads that one
+            parse_json_object(data, what, "config-unreadable")
+    slow = [name for name in SLOW_TOKENIZERS if has(folder, name)]
+    if slow and "tokenizer.json" not in files:
+        raise unsupported(
+            "tokenizer-slow",
+            f"{str(folder)!r} has its tokenizer in {', '.join(slow)} and not in tokenizer.json",
+            "write one: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR); or take these files away",
+        )
+    return files
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -82,7 +137,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise rejected(
             "config-missing",
             f"{str(folder)!r} has no config.json",
-            "give the directory that save_pretrained wrote, or that the Hub shows",
+            _instead(folder) or "give the directory that save_pretrained wrote, or that the Hub shows",
         )
     path = str(folder / "config.json")
     config = parse_json_object(read_bytes(folder, "config.json", JSON_LIMIT), repr(path), "config-unreadable")
@@ -168,5 +223,11 @@ def _no_weights(folder: Path) -> OnnxGptError:
     return rejected(
         "weights-missing",
         f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}",
-        "give a directory with safetensors weights",
+        _instead(folder) or "give a directory with safetensors weights",
     )
+
+
+def _instead(folder: Path) -> str:
+    """What to give in place of a folder that holds another kind of model; empty where it holds none."""
+    models = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in MODELS)
+    return f"give the model in it by its name: {folder / models[0]}" if models else ""

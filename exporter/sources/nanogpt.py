@@ -2,7 +2,7 @@
 
 The model is GPT-2 with four differences, all undone here: the exact GELU; linear maps stored ``[out, in]``,
 where Hugging Face's GPT-2 stores ``[in, out]``; biases that may be left out everywhere; and the prefix
-``_orig_mod.`` that torch.compile puts before every name. Source: github.com/karpathy/nanoGPT.
+``_orig_mod.`` or ``module.`` of a wrapper before every name. Source: github.com/karpathy/nanoGPT.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError, rejected, unsupported
-from exporter.sources._torch_file import Tensor, read
+from exporter.sources._torch_file import Tensor, read, shown
 from exporter.weights import Weight, Zeros, transposed
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MAX_LAYERS = 10_000
 
 LINEAR = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
-COMPILED = "_orig_mod."
+WRAPPED = re.compile(r"(_orig_mod\.|module\.)+")
+"""What torch.compile and DistributedDataParallel put before every name, one after the other where both were used."""
 
 
 def claims(uri: str) -> bool:
-    return uri.endswith((".pt", ".pth")) and Path(uri).is_file()
+    return uri.lower().endswith((".pt", ".pth")) and Path(uri).is_file()
 
 
 def load(uri: str) -> Checkpoint:
@@ -67,16 +68,16 @@ def _arguments(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, int], bo
             "nanogpt-unsupported",
             f"{str(path)!r} has model_args that nanoGPT's GPTConfig does not have",
             "export a modified nanoGPT as module:package.module:factory",
-            tuple(f"{key} = {given[key]!r:.80}" for key in sorted(map(str, unknown))),
+            tuple(f"{key} = {shown(given[key])}" for key in sorted(unknown, key=str)),
         )
     findings = [
-        f"{key} = {given.get(key)!r:.80}"
+        f"{key} = {shown(given.get(key))}"
         for key in SIZES
         if type(given.get(key)) is not int or not 0 < given[key] < 1 << 31
     ]
     bias = given.get("bias", True)  # GPTConfig's default
     if type(bias) is not bool:
-        findings.append(f"bias = {bias!r:.80}")
+        findings.append(f"bias = {shown(bias)}")
     if not findings and given["n_layer"] > MAX_LAYERS:
         findings.append(f"n_layer = {given['n_layer']}")
     if findings:
@@ -87,11 +88,11 @@ def _arguments(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, int], bo
 def _tensors(path: Path, model: Mapping[Any, Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, value in model.items():
-        name = str(key).removeprefix(COMPILED)
+        name = WRAPPED.sub("", str(key), count=1) if WRAPPED.match(str(key)) else str(key)
         if not isinstance(value, Tensor) or not name.isprintable():
-            raise _invalid(path, f"has a state dict whose {key!r:.200} is not a tensor")
+            raise _invalid(path, f"has a state dict whose {shown(key)} is not a tensor")
         if name in tensors:
-            raise _invalid(path, f"holds {name!r:.200} with and without {COMPILED}")
+            raise _invalid(path, f"holds {shown(name)} with and without what wraps it")
         tensors[name] = value
     if "transformer.wte.weight" not in tensors:
         raise _invalid(path, "has a state dict without transformer.wte.weight")
@@ -140,7 +141,8 @@ def _config(sizes: Mapping[str, int], tied: bool) -> dict[str, Any]:
     }
 
 
+WRITTEN = "give a ckpt.pt that nanoGPT's train.py wrote, or the model itself as module:package.module:factory"
+
+
 def _invalid(path: Path, what: str, details: tuple[str, ...] = ()) -> OnnxGptError:
-    return rejected(
-        "nanogpt-invalid", f"{str(path)!r} {what}", "give a ckpt.pt that nanoGPT's train.py wrote", details
-    )
+    return rejected("nanogpt-invalid", f"{str(path)!r} {what}", WRITTEN, details)

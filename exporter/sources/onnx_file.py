@@ -10,14 +10,14 @@ from exporter.checkpoint import GraphSource
 from exporter.errors import rejected
 from exporter.onnx_format.reader import read_graph
 from exporter.sources._files import JSON_LIMIT, has, inside, parse_json_object, read_bytes
-from exporter.sources.hf_directory import FILE_LIMIT, FILES, read_config
+from exporter.sources.hf_directory import read_config, read_files
 
 SUFFIX = ".onnx"
 GENAI_CONFIG = "genai_config.json"
 
 
 def claims(uri: str) -> bool:
-    return uri.endswith(SUFFIX) and not Path(uri).is_dir()
+    return uri.lower().endswith(SUFFIX) and not Path(uri).is_dir()
 
 
 def load(uri: str) -> GraphSource:
@@ -33,8 +33,7 @@ def load(uri: str) -> GraphSource:
     path = inside(folder, name)
     if folder.absolute().name == "onnx" and not has(folder, "config.json"):
         folder = folder.absolute().parent  # as repositories for transformers.js are laid out
-    files = {file: read_bytes(folder, file, FILE_LIMIT) for file in FILES if has(folder, file)}
-    return GraphSource(uri, path, functools.partial(read_graph, path), _config(folder), files)
+    return GraphSource(uri, path, functools.partial(read_graph, path), _config(folder), read_files(folder))
 
 
 def _config(folder: Path) -> dict[str, Any]:

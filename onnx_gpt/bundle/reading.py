@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from exporter.errors import OnnxGptError, rejected
-from onnx_gpt.generation.chat import ChatTemplate, chat_template
+from onnx_gpt.generation.chat import ChatTemplate, chat_template, template_of
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "context_length")
 
@@ -67,8 +67,30 @@ def read_bundle(folder: Path) -> BundleFolder:
         head_dim=_head_dim(config, decoder),
         eos=_eos(_json(folder, "generation_config.json"), config),
         tokenizer=_tokenizer(folder / "tokenizer.json"),
-        chat=chat_template(tokens, template.read_text("utf-8") if template.is_file() else None),
+        chat=chat_template(tokens, _text(template) if template.is_file() else None),
     )
+
+
+def require_readable(config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Check, before a bundle is made of them, that its runner will be able to read a source's small files.
+
+    Raises:
+        OnnxGptError: ``config-invalid`` for end tokens that are none; ``chat-template-invalid``.
+    """
+    template_of(files)
+    if _ids(_stated_eos(json.loads(files.get("generation_config.json", b"{}")), config)) is None:
+        raise rejected(
+            "config-invalid",
+            "eos_token_id is no token and no list of tokens",
+            "write the id of the end token",
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise _invalid(path, f"not UTF-8: {error}") from error
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
@@ -109,12 +131,22 @@ def _head_dim(config: Mapping[str, Any], decoder: Mapping[str, Any]) -> int | No
 
 
 def _eos(generation: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
-    """generation_config.json goes before config.json; one id or several."""
-    value = generation.get("eos_token_id", config.get("eos_token_id"))
+    stated = _stated_eos(generation, config)
+    ids = _ids(stated)
+    if ids is None:
+        raise _invalid(Path("generation_config.json"), f"eos_token_id is {stated!r}")
+    return ids
+
+
+def _stated_eos(generation: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """generation_config.json goes before config.json."""
+    return generation.get("eos_token_id", config.get("eos_token_id"))
+
+
+def _ids(value: Any) -> frozenset[int] | None:
+    """One id, several or none; None for what is no id."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(i, int) for i in ids):
-        raise _invalid(Path("generation_config.json"), f"eos_token_id is {value!r}")
-    return frozenset(ids)
+    return frozenset(ids) if all(type(i) is int for i in ids) else None
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:

@@ -15,8 +15,10 @@ from exporter.errors import Exit, OnnxGptError
 
 
 def require_absent(out: Path) -> None:
-    """Raise ``output-exists`` (exit 10) where there is something already."""
-    if out.exists() or out.is_symlink():
+    """Raise ``output-exists`` (exit 10) where there is something already, ``output-unwritable`` for a bad name."""
+    with _explained(out, out.absolute().parent):
+        there = out.exists() or out.is_symlink()
+    if there:
         raise OnnxGptError(
             "output-exists", f"{out} exists already", "choose another -o, or remove it", exit=Exit.EXISTS
         )

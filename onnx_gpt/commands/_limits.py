@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from onnx_gpt.recipe_file import checked
 from onnx_gpt.report import Limits
 
 
-def limits_from(
-    max_kl: float | None, min_top1: float | None, max_perplexity_ratio: float | None
-) -> Limits | None:
-    """None where no flag is given."""
-    limits = Limits(max_kl=max_kl, min_top1=min_top1, max_perplexity_ratio=max_perplexity_ratio)
-    return None if limits == Limits() else limits
+def limits_from(**given: float | None) -> Limits | None:
+    """Thresholds by the names of `Limits`; None where none is given.
+
+    Raises:
+        OnnxGptError: ``recipe-invalid`` (exit 2) for one that is no limit.
+    """
+    stated = {name: value for name, value in given.items() if value is not None}
+    limits: Limits | None = checked({"limits": stated}, "the limits")["limits"] if stated else None
+    return limits

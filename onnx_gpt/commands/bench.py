@@ -9,19 +9,21 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onnx_gpt.commands._show import echo, print_json, print_table
-from onnx_gpt.generation.measuring import Spread
+from onnx_gpt.generation.measuring import LENGTH, Spread
 from onnx_gpt.generation.measuring import bench as measure
 from onnx_gpt.planning.prediction import CONTEXT
 from onnx_gpt.recipe_file import FILE, predicted_of
+
+DEFAULT = f"{LENGTH}, or what fits"
 
 
 def bench(
     bundle: Path,
     /,
     *,
-    prompt_tokens: int = 512,
+    prompt_tokens: int | None = None,
     new_tokens: int = 64,
-    context: int = 512,
+    context: int | None = None,
     repeats: int = 5,
     threads: int | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -33,11 +35,11 @@ def bench(
     bundle
         Folder that optimize or onnxruntime-genai's builder made.
     prompt_tokens
-        Length of the prefill.
+        Length of the prefill; 512, or what the model's context holds, by default.
     new_tokens
         Decode steps that are timed.
     context
-        Tokens before the first of these steps.
+        Tokens before the first of these steps; 512, or what is left of the model's context, by default.
     repeats
         Rounds.
     threads
@@ -45,28 +47,34 @@ def bench(
     json
         Print JSON.
     """
-    settings = {
-        "prompt_tokens": prompt_tokens,
+    told = {
+        "prompt_tokens": prompt_tokens or DEFAULT,
         "new_tokens": new_tokens,
-        "context": context,
-        "repeats": repeats,
+        "context": context or DEFAULT,
     }
-    echo(f"bench {bundle}", {**settings, "threads": threads or "physical cores"})
-    result = measure(bundle, **settings, threads=threads)
+    echo(f"bench {bundle}", {**told, "repeats": repeats, "threads": threads or "physical cores"})
+    result = measure(
+        bundle,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        context=context,
+        repeats=repeats,
+        threads=threads,
+    )
     if json:
         print_json(dataclasses.asdict(result))
         return 0
     print_table(
         ("measure", "median", "min", "max"),
         [
-            ("prefill, tok/s", *_spread(result.prefill_tokens_per_second, 0)),
-            (f"decode at context {context}, tok/s", *_spread(result.decode_tokens_per_second, 0)),
+            (f"prefill of {result.prompt_tokens}, tok/s", *_spread(result.prefill_tokens_per_second, 0)),
+            (f"decode at context {result.context}, tok/s", *_spread(result.decode_tokens_per_second, 0)),
             ("first token, s", *_spread(result.first_token_seconds, 3)),
             ("load, s", f"{result.load_seconds:.2f}", "", ""),
             ("peak memory, MB", f"{result.peak_rss_bytes / 1e6:.0f}", "", ""),
         ],
     )
-    _show_expected(bundle, prompt_tokens, context)
+    _show_expected(bundle, result.prompt_tokens, result.context)
     return 0
 
 

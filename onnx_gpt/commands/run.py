@@ -8,8 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.commands._show import print_json, stderr
 from onnx_gpt.generation.generator import Generator
+from onnx_gpt.generation.prompt import Prompt
 
 
 def run(
@@ -36,7 +38,7 @@ def run(
     bundle
         Folder that optimize made, or another decoder with the same graph contract.
     prompt
-        What to continue, or to answer with --chat.
+        What to continue, or to answer with --chat. Token ids with spaces between where the bundle has no tokenizer.
     chat
         Put the prompt through the model's chat template.
     system
@@ -60,12 +62,13 @@ def run(
     json
         Print text, tokens and speed as JSON instead of streaming.
     """
+    if system and not chat:
+        raise OnnxGptError(
+            "chat-usage", "a system message is given, and no chat", "add --chat", exit=Exit.USAGE
+        )
     generator = Generator(bundle, threads=threads)
-    messages = ([{"role": "system", "content": system}] if system else []) + [
-        {"role": "user", "content": prompt}
-    ]
     result = generator.generate(
-        messages if chat else prompt,
+        _prompt(generator, prompt, system, chat),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -87,13 +90,23 @@ def run(
             }
         )
         return 0
-    print()
+    print() if generator.tokenizer is not None else print(*result.tokens)
     speed = (len(result.tokens) - 1) / result.decode_seconds if result.decode_seconds else 0.0
     stderr.print(
         f"{result.prompt_tokens} tokens in {result.prefill_seconds:.2f} s, then "
         f"{len(result.tokens)} tokens at {speed:.0f} tok/s ({result.finish_reason})"
     )
     return 0
+
+
+def _prompt(generator: Generator, prompt: str, system: str | None, chat: bool) -> Prompt:
+    """What the flags ask for: messages, text, or tokens where the bundle knows nothing else."""
+    if chat:
+        told = [{"role": "system", "content": system}] if system else []
+        return [*told, {"role": "user", "content": prompt}]
+    if generator.tokenizer is None and all(word.isdecimal() for word in prompt.split()):
+        return [int(word) for word in prompt.split()]
+    return prompt
 
 
 def _print_piece(text: str) -> None:

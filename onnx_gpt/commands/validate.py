@@ -52,7 +52,8 @@ def validate(
     json
         Print the result as JSON (docs/parity.md).
     """
-    plan = plan_comparison(model, against, limits_from(max_kl, min_top1, max_perplexity_ratio))
+    limits = limits_from(max_kl=max_kl, min_top1=min_top1, max_perplexity_ratio=max_perplexity_ratio)
+    plan = plan_comparison(model, against, limits)
     left_out = tuple(name.strip() for name in skip.split(",") if name.strip())
     echo("validate", plan.echo())
     with progress_bar() as bar:

@@ -58,7 +58,7 @@ class ChatTemplate:
             raise rejected(
                 "chat-template-invalid",
                 f"the chat template cannot be compiled: {error}",
-                "repair the model's chat_template, or give a prompt without a chat",
+                "repair the model's chat_template, or take it out of its files",
             ) from error
 
     def render(
@@ -126,6 +126,16 @@ def chat_template(config: Mapping[str, Any], jinja: str | None) -> ChatTemplate 
         )
     tokens = {name: _token_text(config.get(name)) for name in SPECIAL_TOKENS}
     return ChatTemplate(source, {name: text for name, text in tokens.items() if text is not None})
+
+
+def template_of(files: Mapping[str, bytes]) -> ChatTemplate | None:
+    """The template in a tokenizer's files, by name; None where there is none.
+
+    Raises:
+        OnnxGptError: ``chat-template-invalid``.
+    """
+    config, jinja = json.loads(files.get("tokenizer_config.json", b"{}")), files.get("chat_template.jinja")
+    return chat_template(config, None if jinja is None else jinja.decode("utf-8"))
 
 
 def _token_text(value: Any) -> str | None:

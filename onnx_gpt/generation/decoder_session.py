@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from exporter.errors import rejected, unsupported
+from exporter.errors import Exit, OnnxGptError, rejected, unsupported
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -48,6 +48,8 @@ queries with every key up to the run's end, hidden ones too, so pieces do fewer 
 Smaller ones are too small for several threads (docs/experiments.md)."""
 CAPACITY_STEP = 64
 """A shared buffer's length is a multiple of this, so that short continuations do not reallocate it."""
+MOST_THREADS = 256
+"""onnxruntime starts as many as it is told to, and waits for ever where the system gives it fewer."""
 
 Array = np.ndarray[Any, Any]
 
@@ -61,8 +63,8 @@ class DecoderSession:
         head_dim: D, for graphs that leave it open (onnxruntime-genai's builder names it ``kv_cache_dim``).
 
     Raises:
-        OnnxGptError: ``model-unloadable``, ``model-input-unknown``, ``model-output-missing``,
-            ``cache-shape``, ``tensor-type``.
+        OnnxGptError: ``threads-invalid`` (exit 2), ``model-unloadable``, ``model-input-unknown``,
+            ``model-output-missing``, ``cache-shape``, ``tensor-type``.
     """
 
     def __init__(self, model: Path, *, threads: int | None = None, head_dim: int | None = None) -> None:
@@ -355,6 +357,13 @@ def writes_in_place(session: ort.InferenceSession, signature: Signature) -> bool
 
 
 def _open(model: Path, threads: int | None) -> ort.InferenceSession:
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise OnnxGptError(
+            "threads-invalid",
+            f"{threads} threads are asked for",
+            f"give a number from 1 to {MOST_THREADS}, or leave it to the machine",
+            exit=Exit.USAGE,
+        )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or allowed_threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -17,6 +17,9 @@ from onnx_gpt.report import peak_rss_bytes
 
 T = TypeVar("T")
 
+LENGTH = 512
+"""Tokens of the prefill, and before the steps, that are timed where the model's context holds as many."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -62,25 +65,26 @@ class Bench:
 def bench(
     bundle: str | Path,
     *,
-    prompt_tokens: int = 512,
+    prompt_tokens: int | None = None,
     new_tokens: int = 64,
-    context: int = 512,
+    context: int | None = None,
     repeats: int = 5,
     threads: int | None = None,
 ) -> Bench:
     """Measure a bundle. Tokens are random and the same each time; one unmeasured round goes before.
 
     Args:
-        prompt_tokens: length of the prefill that is timed.
+        prompt_tokens: length of the prefill that is timed; `LENGTH`, or what fits, by default.
         new_tokens: steps that are timed.
-        context: tokens before the first of these steps.
+        context: tokens before the first of these steps; the same.
         repeats: rounds.
         threads: the physical cores by default.
 
     Raises:
         OnnxGptError: ``bench-invalid`` (exit 2), ``prompt-too-long``, or what `Generator` raises.
     """
-    if min(prompt_tokens, new_tokens, context, repeats) < 1:
+    given = (number for number in (prompt_tokens, new_tokens, context, repeats) if number is not None)
+    if min(given) < 1:
         raise OnnxGptError(
             "bench-invalid",
             "prompt_tokens, new_tokens, context and repeats must be at least 1",
@@ -88,6 +92,9 @@ def bench(
             exit=Exit.USAGE,
         )
     load_seconds, generator = _timed(lambda: Generator(bundle, threads=threads))
+    most = generator.max_length or LENGTH + new_tokens
+    prompt_tokens = prompt_tokens or min(LENGTH, most)
+    context = context or max(1, min(LENGTH, most - new_tokens))
     longest = max(prompt_tokens, context + new_tokens)
     vocab_size = generator.session.vocab_size or 1
     tokens = np.random.default_rng(0).integers(0, vocab_size, longest).tolist()

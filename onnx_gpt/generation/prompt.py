@@ -18,7 +18,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatTemplate | Non
     """Token ids. Text gets the special tokens that the tokenizer adds; a conversation, those of its template.
 
     Raises:
-        OnnxGptError: ``tokenizer-missing``, ``chat-template-missing`` or ``chat-template-refused``.
+        OnnxGptError: ``prompt-not-text``, ``tokenizer-missing``, ``chat-template-missing``, ``chat-template-refused``.
     """
     if len(prompt) and isinstance(prompt[0], Mapping):
         if chat is None:
@@ -32,7 +32,14 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatTemplate | Non
         return [int(token) for token in cast(Sequence[int], prompt)]
     if tokenizer is None:
         raise tokenizer_missing()
-    return list(tokenizer.encode(text, add_special_tokens=special).ids)
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=special).ids)
+    except (
+        TypeError
+    ) as error:  # half of a surrogate pair, which is what bytes that are no UTF-8 become in a shell
+        raise rejected(
+            "prompt-not-text", "the prompt holds bytes that are no UTF-8", "give it in UTF-8"
+        ) from error
 
 
 def require_known(tokens: Sequence[int], vocab_size: int | None) -> None:

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from calibration.dynamic.products import quantize_dynamically
 from calibration.kv_cache import attentions_with_cache, quantize_cache
 from calibration.quantization.constant_scales import fold_lookup_scales
@@ -97,7 +99,10 @@ def build(
         pipeline = pipeline_of(exported, recipe.passes, wanted.pipeline)
         passes = run_pipeline(exported.model, pipeline, verify=recipe.verify)
         require_contract(exported.model, passes)
+        _drop_unread_mask(exported.model.graph)
         decoder = decoder_facts(exported.model, exported.vocab_size, exported.context_length)
+        if exported.context_length is None and decoder is not None:  # what tables of positions hold
+            exported = dataclasses.replace(exported, context_length=decoder.context_length)
         facts["nodes"] = len(exported.model.graph)
     quantized, calibration = _quantize(opened, exported, recipe, channels, folder, codes, stage, progress)
     if wanted.constant_scales:
@@ -120,6 +125,13 @@ def write(built: Built, progress: Progress) -> None:
     """Stream a model into its folder, and drop what it was made of."""
     save(built.exported.model, built.folder, progress)
     shutil.rmtree(built.folder / "channels", ignore_errors=True)
+
+
+def _drop_unread_mask(graph: ir.Graph) -> None:
+    """A graph without a cache that reads no mask does not take one: nobody shall pad batches for it."""
+    masks = [value for value in graph.inputs if value.name == "attention_mask" and not value.uses()]
+    if masks and all(not str(value.name).startswith("past_key_values") for value in graph.inputs):
+        graph.inputs.remove(masks[0])
 
 
 def _quantize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from calibration.statistics.histogram import Distribution, Histogram
 from exporter.checkpoint import Opened
 from onnx_gpt.bundle.writing import MODEL, save
 from onnx_gpt.exporting import Exported
-from onnx_gpt.generation.chat import chat_template
+from onnx_gpt.generation.chat import template_of
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.text import calibration_text
 from onnx_gpt.progress import Progress
@@ -63,9 +62,7 @@ def documents(opened: Opened, files: Sequence[Path]) -> Iterator[Document]:
 
 def _render(opened: Opened) -> Render | None:
     """How the model's own template writes a conversation; None where it has none."""
-    config = json.loads(opened.files.get("tokenizer_config.json", b"{}"))
-    jinja = opened.files.get("chat_template.jinja")
-    template = chat_template(config, jinja.decode("utf-8") if jinja is not None else None)
+    template = template_of(opened.files)
     return None if template is None else functools.partial(template.render, add_generation_prompt=False)
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter import sources
-from exporter.checkpoint import Opened
+from exporter.checkpoint import ModuleSource, Opened
+from exporter.errors import Exit, OnnxGptError
 from onnx_gpt._version import __version__
 from onnx_gpt.bundle.plan import Build, Plan, plan
+from onnx_gpt.bundle.reading import require_readable
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch, unfinished
 from onnx_gpt.bundle.writing import MODEL
 from onnx_gpt.certificate.background import begin
@@ -79,6 +81,13 @@ def run(
 ) -> Report:
     """`optimize` with its settings as one value, and what a plan expects of them."""
     require_absent(out)
+    if work is not None and budget is None:
+        raise OnnxGptError(
+            "budget-invalid",
+            "a folder for a search's measurements is given, and no budget to search for",
+            "give --budget, or drop --work",
+            exit=Exit.USAGE,
+        )
     found = (
         None
         if budget is None
@@ -106,6 +115,8 @@ def _run(
     stages = Stages(progress.stage)
     with stages.stage("load"):
         opened = sources.load(source)
+        if not isinstance(opened, ModuleSource):
+            require_readable(opened.config, opened.files)
     parts = begin(lambda: source_digests(opened))
     built = [
         _written(opened, out, made, i, folder / str(i), codes / f"{i}.codes", stages, progress)

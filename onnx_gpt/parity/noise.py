@@ -41,7 +41,10 @@ def measure(reference: Varying, windows: np.ndarray) -> Noise:
     for name, other in reference.alternatives(some):
         ways[name] = [row_differences(other[i], usual[i][0]) for i in range(len(some))]
     found = {name: deviation(np.concatenate(rows)) for name, rows in ways.items()}
-    floor = spread * float(np.finfo(np.float32).eps) / 2
+    single = np.finfo(np.float32)
+    floor = max(
+        spread * float(single.eps) / 2, float(single.tiny)
+    )  # an untrained head gives all tokens the same
     return Noise(
         worst=max([floor, *(way.worst for way in found.values())]),
         rms=max([floor, *(way.rms for way in found.values())]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.errors import rejected
+from exporter.errors import Exit, OnnxGptError, rejected
 
 CALIBRATION_FIFTHS = 4
 """Fifths of Python's own text that calibration and training may read; evaluation reads what comes after them."""
@@ -51,6 +51,12 @@ def evaluation_tokens(
     text, origin = _text(path)
     prefix = tokenizer.encode("").ids
     body = window - len(prefix)
+    if body < 1:
+        raise rejected(
+            "text-too-short",
+            f"a context of {window} tokens is full of the {len(prefix)} that the tokenizer begins a text with",
+            "give a longer --context-length",
+        )
     ids = _encode_enough(tokenizer, text, count * body)
     have = len(ids) // body
     if have == 0:
@@ -64,8 +70,20 @@ def evaluation_tokens(
     return EvaluationTokens(np.concatenate([start, windows], axis=1), origin)
 
 
+def require_some(tokens: int) -> None:
+    """Raise ``text-too-short`` (exit 2) where no token is to be evaluated on."""
+    if tokens < 1:
+        raise OnnxGptError(
+            "text-too-short",
+            f"{tokens} tokens are nothing to evaluate on",
+            "give --tokens a number above 0",
+            exit=Exit.USAGE,
+        )
+
+
 def even_window(tokens: int, longest: int) -> int:
     """Tokens of a window, so that as few as there must be hold so many predicted ones, and hardly more."""
+    require_some(tokens)
     count = -(-tokens // (longest - 1))
     return min(longest, -(-tokens // count) + 1)
 

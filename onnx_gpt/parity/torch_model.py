@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from exporter.checkpoint import Checkpoint
+from exporter.errors import OnnxGptError
 from exporter.reference import Reference
 
 Cache = dict[str, np.ndarray]
@@ -74,7 +75,7 @@ class TorchModel:
             try:
                 logits = self.reference.logits(tokens)
             except (
-                RuntimeError
+                OnnxGptError
             ):  # a user's module that makes float32 tensors of its own cannot run in float64
                 continue
             yield name, logits

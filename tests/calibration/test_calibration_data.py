@@ -102,6 +102,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "not UTF-8 rows": ("a.jsonl", b'{"text": "caf\xe9"}', "calibration-not-utf8"),
     "not JSON": ("a.jsonl", b"{", "calibration-row"),
     "no text": ("a.jsonl", b'{"id": 3}', "calibration-row"),
+    "half a character": ("a.jsonl", b'{"text": "\\ud800' + b"a" * 4000 + b'"}', "calibration-not-utf8"),
+    "endless number": ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "calibration-row"),
+    "other roles": ("a.jsonl", b'{"conversations": [{"from": "human", "value": "a"}]}', "calibration-row"),
     "no template": ("a.jsonl", b'{"messages": [{"role": "user"}]}', "chat-template-missing"),
     "no array": ("a.npy", b"no", "calibration-unreadable"),
     "no table": ("a.parquet", b"no", "calibration-unreadable"),
@@ -128,6 +131,29 @@ def test_tokens_must_be_of_the_model(tmp_path: Path, array: np.ndarray, code: st
     with pytest.raises(OnnxGptError) as caught:
         windows_of(tmp_path)
     assert caught.value.code == code
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.ones(9, np.int64))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(OnnxGptError, match="archive"):
+        windows_of(tmp_path)
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+    row = json.dumps({"text": text(4000)}).encode()
+    (tmp_path / "a.jsonl").write_bytes(row)
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + row)
+    assert np.array_equal(windows_of(tmp_path / "a.jsonl"), windows_of(tmp_path / "b.jsonl"))
+
+
+def test_both_forms_of_arrow_are_read(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"text": [text(3000), text(1000, 1)]})
+    for name, writer in (("a.arrow", pa.ipc.new_stream), ("b.arrow", pa.ipc.new_file)):
+        with writer(str(tmp_path / name), table.schema) as sink:
+            sink.write_table(table)
+    assert np.array_equal(windows_of(tmp_path / "a.arrow"), windows_of(tmp_path / "b.arrow"))
 
 
 def test_a_missing_path_and_a_missing_tokenizer_have_codes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tiny import tiny, variants
 
 from calibration.distillation.initial import drawn
 from calibration.distillation.objective import Objective, divergence
-from calibration.distillation.running import logits, residual, tensors
+from calibration.distillation.running import logits, mixed_precision, residual, tensors
 from calibration.distillation.scales import Scales, grid_of
 from calibration.distillation.state import State
 from calibration.distillation.teaching import Said, Told, digest_of
@@ -114,12 +114,13 @@ def test_a_student_that_has_only_the_right_proportions_of_what_is_kept_is_still_
     assert float(divergence(ours, told_by(theirs, 2))) > 0.2
 
 
-def test_gradients_of_the_loss_are_right() -> None:
+@pytest.mark.parametrize("kept", [16, 131])
+def test_gradients_of_the_loss_are_right(kept: int) -> None:
     checkpoint = tiny("llama")
     decoder = describe(checkpoint)
     weights = {role: t.double().requires_grad_() for role, t in tensors(arrays(checkpoint)).items()}
     theirs = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (1, 12, 131)))
-    told = told_by(theirs, 16)
+    told = told_by(theirs, kept)
     told.windows = torch.from_numpy(TOKENS[:1, :12])
     objective = Objective(mix=0.3, temperature=2.0)
     objective.loss(decoder, weights, told).backward()
@@ -136,6 +137,31 @@ def test_gradients_of_the_loss_are_right() -> None:
         assert float((weight.grad * way).sum()) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_student_far_off_has_a_finite_loss() -> None:
+    """Nothing is left for the rest in float32, and nothing for a token that the teacher names."""
+    theirs = torch.log(torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]))
+    ours = torch.tensor([[[0.0, -400.0, -400.0, -400.0]]], requires_grad=True)
+    loss = divergence(ours, told_by(theirs, 2)).sum()
+    loss.backward()
+    assert 20 < float(loss.detach()) < 1000
+    assert ours.grad is not None and bool(torch.isfinite(ours.grad).all())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "llama"])
+def test_products_of_bfloat16_leave_logits_what_they_are(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.distillation.running.has_bfloat16", lambda: True)
+    checkpoint = tiny(family, 1)
+    decoder, weights = describe(checkpoint), arrays(checkpoint)
+    exact = torch.from_numpy(run_in_torch(decoder, weights))
+    with mixed_precision():
+        found = torch.from_numpy(run_in_torch(decoder, weights))
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert float(divergence(found, told_by(exact, 131)).mean()) < 1e-3
+
+
 # What a teacher said ------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +173,7 @@ def filled(folder: Path, checkpoint: Checkpoint, windows: np.ndarray, hidden: in
 
 def test_what_a_teacher_said_is_its_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibration.distillation.teaching.KEPT", 32)
+    monkeypatch.setattr("calibration.distillation.running.has_bfloat16", lambda: False)
     checkpoint = tiny("qwen3")
     said = filled(tmp_path, checkpoint, TOKENS, 64)
     told = said.of([1])

@@ -58,10 +58,72 @@ def written_out() -> nn.Module:
     return Decoder(fused=False)
 
 
+class Training(nn.Module):
+    """As a training script leaves it: its forward gives a loss too, its weights are half, its context is short."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        print("loading weights")
+        self.decoder = Decoder(fused=True, context=32).half()
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> tuple[torch.Tensor, None]:
+        assert tokens.shape[1] <= 32, "the context has 32 tokens"
+        print("forward")
+        return self.decoder(tokens), None
+
+
+class Bigram(nn.Module):
+    """No attention: nothing reads a mask. Untrained: all tokens are as likely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(31, 16), nn.Linear(16, 31)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.head(self.tokens(tokens))
+        return {"loss": logits.mean(), "logits": logits}
+
+
+class LastOnly(Bigram):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens)["logits"][:, [-1], :]
+
+
+class Noisy(Bigram):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens)["logits"] + torch.rand(31)
+
+
+class Masked(Bigram):
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens)["logits"] * mask[..., None]
+
+
+class Flat(Bigram):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens)["logits"].flatten(0, 1)
+
+
+def unloaded() -> nn.Module:
+    with torch.device("meta"):
+        return Bigram()
+
+
+def number() -> int:
+    return 7
+
+
+def ends() -> nn.Module:
+    raise SystemExit("usage: train.py --out OUT")
+
+
 def untraceable() -> nn.Module:
     class Moody(nn.Module):
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return tokens.float() if tokens.sum().item() > 3 else tokens.double()
+            logits = tokens[..., None].float()
+            return logits if tokens.sum().item() > 3 else 2 * logits
 
     return Moody()
 

@@ -33,6 +33,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(text, np.random.default_rng(2).integers(0, 131, 2048))
     settings: dict[str, dict[str, object]] = {
         "int4": {"quantize": "int4"},
+        "gptq": {"quantize": "int4", "method": "gptq", "block_size": 64, "calibration": text},
         "mixed": {"quantize": "int4", "table_bits": 8, "mixed": "attention.v=8"},
         "int8-cache": {"quantize": "int8", "kv_cache": "int8", "calibration": text},
     }
@@ -41,7 +42,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("scheme", ["int4", "mixed", "int8-cache"])
+@pytest.mark.parametrize("scheme", ["int4", "gptq", "mixed", "int8-cache"])
 def test_a_right_bundle_is_proven_in_float(bundles: Path, scheme: str) -> None:
     parity = onnx_gpt.validate(bundles / scheme, bundles / "source", tokens=FEW)
     codes, twin = parity.checks["codes"], parity.checks["float_twin"]
@@ -68,6 +69,14 @@ def flip_a_column(model: onnx.ModelProto) -> None:
     codes.CopyFrom(onnx.numpy_helper.from_array(array, codes.name))
 
 
+def halve_a_row(model: onnx.ModelProto) -> None:
+    cast = node(model, "MatMulNBits", ROLE).input[2]
+    scale = tensor(model, next(n for n in model.graph.node if cast in n.output).input[0])
+    array = onnx.numpy_helper.to_array(scale).copy()
+    array[3] /= 2
+    scale.CopyFrom(onnx.numpy_helper.from_array(array, scale.name))
+
+
 def other_epsilon(model: onnx.ModelProto) -> None:
     norm = node(model, "SkipSimplifiedLayerNormalization", "layers.1")
     next(a for a in norm.attribute if a.name == "epsilon").f = 1e-6
@@ -88,18 +97,20 @@ def other_angle(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "check"),
+    ("scheme", "spoil", "check"),
     [
-        (flip_a_column, "codes"),
-        (other_epsilon, "float_twin"),
-        (other_gain, "float_twin"),
-        (other_angle, "float_twin"),
+        ("int4", flip_a_column, "codes"),
+        ("gptq", flip_a_column, "codes"),
+        ("gptq", halve_a_row, "codes"),
+        ("int4", other_epsilon, "float_twin"),
+        ("int4", other_gain, "float_twin"),
+        ("int4", other_angle, "float_twin"),
     ],
 )
 def test_a_fault_that_a_budget_hides_is_found(
-    bundles: Path, tmp_path: Path, spoil: Spoil, check: str
+    bundles: Path, tmp_path: Path, scheme: str, spoil: Spoil, check: str
 ) -> None:
-    shutil.copytree(bundles / "int4", tmp_path / "bundle")
+    shutil.copytree(bundles / scheme, tmp_path / "bundle")
     model = onnx.load(tmp_path / "bundle" / "model.onnx")
     spoil(model)
     (tmp_path / "bundle" / "model.onnx.data").unlink()

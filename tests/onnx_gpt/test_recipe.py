@@ -26,6 +26,7 @@ MIXED = st.lists(
     st.tuples(ROLES, st.sampled_from(["8", "8/64", "float"])), max_size=3, unique_by=lambda pair: pair[0]
 )
 LIMIT = st.none() | st.floats(1e-6, 10)
+SHARE = st.none() | st.floats(0, 1)
 
 
 @st.composite
@@ -33,7 +34,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     common: dict[str, Any] = {
         "context_length": draw(st.none() | st.integers(1, 1 << 20)),
         "parity": draw(st.booleans()),
-        "limits": onnx_gpt.Limits(max_kl=draw(LIMIT), min_top1=draw(LIMIT), max_perplexity_ratio=draw(LIMIT)),
+        "limits": onnx_gpt.Limits(max_kl=draw(LIMIT), min_top1=draw(SHARE), max_perplexity_ratio=draw(LIMIT)),
         "text": draw(st.none() | TEXT.map(Path)),
         "tokens": draw(st.integers(1, 1 << 30)),
         "verify": draw(st.booleans()),

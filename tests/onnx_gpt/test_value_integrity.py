@@ -21,7 +21,7 @@ from exporter.writing import write_checkpoint
 from graph_passes.matching import role_of
 from onnx_gpt.certificate.tracing import Trace, trace_file
 from onnx_gpt.certificate.tracing.operands import matrix_of
-from onnx_gpt.certificate.tracing.stored import Stored
+from onnx_gpt.certificate.tracing.stored import Dequantized, Stored
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "exporter"))
 
@@ -32,6 +32,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "awq": {"quantize": "int4", "method": "awq"},
     "awq, 8 bits": {"quantize": "int8", "method": "awq"},
     "gptq": {"quantize": "int4", "method": "gptq"},
+    "2 bits": {"quantize": "int4", "mixed": "ffn.down=2/32,table=2/32"},
+    "gptq, 2 bits": {"quantize": "int4", "method": "gptq", "mixed": "ffn.down=2/32"},
     "bias": {"quantize": "int4", "method": "bias"},
     "fp16": {"quantize": "fp16"},
     "q4f16": {"quantize": "q4f16", "method": "rtn"},
@@ -102,7 +104,8 @@ def held(model: ir.Model, role: str) -> Stored:
 
 
 def arrays(stored: Stored) -> list[np.ndarray]:
-    return [value.const_value.numpy() for value in stored.initializers if value.const_value is not None]
+    tensors = [value.const_value for value in stored.initializers]
+    return [tensor.numpy().copy() for tensor in tensors if tensor is not None]
 
 
 def put(stored: Stored, new: list[np.ndarray]) -> None:
@@ -129,6 +132,26 @@ def stale(model: ir.Model, other: ir.Model) -> None:
     put(held(model, DOWN), arrays(held(other, DOWN)))
 
 
+def rows_swapped(model: ir.Model, other: ir.Model) -> None:
+    stored = held(model, DOWN)
+    turned = isinstance(stored, Dequantized) and stored.turned
+    order = np.array([1, 0, *range(2, stored.shape[0])])
+    put(stored, [np.take(array, order, axis=int(turned and array.ndim > 1)) for array in arrays(stored)])
+
+
+def scales_of_another_layer(model: ir.Model, other: ir.Model) -> None:
+    one, two = held(model, DOWN), held(model, OTHER)
+    codes, _, *rest = arrays(one)
+    put(one, [codes, arrays(two)[1], *rest])
+
+
+def a_row_with_half_its_scale(model: ir.Model, other: ir.Model) -> None:
+    stored = held(model, DOWN)
+    codes, scale, *rest = arrays(stored)
+    scale[3] /= 2
+    put(stored, [codes, scale, *rest])
+
+
 def write(model: ir.Model, path: Path) -> None:
     ir.save(ir.external_data.load_to_model(model), path)
 
@@ -139,6 +162,13 @@ FAULTS: dict[str, tuple[Fault, str, set[str]]] = {
     "swapped": (swapped, f"{DOWN}: it holds {OTHER}", {DOWN, OTHER}),
     "stale": (stale, DOWN, {DOWN}),
 }
+BLOCKED_FAULTS: dict[str, Fault] = {
+    "rows swapped": rows_swapped,
+    "scales of another layer": scales_of_another_layer,
+    "a row with half its scale": a_row_with_half_its_scale,
+}
+IN_BLOCKS = [scheme for scheme in SCHEMES if scheme not in ("dynamic8", "fp16", "keep")]
+"""Schemes whose down projections are codes and scales by rows."""
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -164,6 +194,19 @@ def test_a_weight_that_is_not_the_sources_is_named_and_no_other(
     assert {failure.partition(":")[0] for failure in found.failures} == roles
 
 
+@pytest.mark.parametrize("fault", BLOCKED_FAULTS)
+@pytest.mark.parametrize("scheme", IN_BLOCKS)
+def test_codes_that_stand_for_something_else_are_named(
+    bundles: Bundles, scheme: str, fault: str, tmp_path: Path
+) -> None:
+    """However far a method may go from the weights for its text's sake."""
+    model = read_file(bundles.of(scheme) / "model.onnx")
+    BLOCKED_FAULTS[fault](model, model)
+    write(model, tmp_path / "model.onnx")
+    failures = bundles.traced(scheme, tmp_path / "model.onnx").failures
+    assert {failure.partition(":")[0] for failure in failures} == {DOWN}, failures
+
+
 def test_the_gain_of_another_layer_is_no_scale_of_channels(bundles: Bundles, tmp_path: Path) -> None:
     """AWQ divides gains by factors that a text has said; its readers say which."""
     model = read_file(bundles.of("awq") / "model.onnx")
@@ -174,7 +217,9 @@ def test_the_gain_of_another_layer_is_no_scale_of_channels(bundles: Bundles, tmp
     assert names == {"layers.1.ffn_norm"}
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "dynamic8", "awq", "keep", "q4f16", "fp16", "bias"])
+@pytest.mark.parametrize(
+    "scheme", ["w8a8", "dynamic8", "awq", "gptq, 2 bits", "keep", "q4f16", "fp16", "bias"]
+)
 def test_validate_proves_it_and_the_graph_in_float(bundles: Bundles, scheme: str) -> None:
     parity = onnx_gpt.validate(bundles.of(scheme), bundles.source(scheme), tokens=128)
     assert parity.verdict == "pass", parity.failures
