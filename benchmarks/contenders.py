@@ -15,7 +15,7 @@ from subprocess import CalledProcessError
 
 from benchmarks.environment import python_of
 from benchmarks.measure import ChildFailedError, Row, fresh, run, say, size_of
-from benchmarks.paths import CACHE, GGUF, PERMUTED, SMOLLM2
+from benchmarks.paths import CACHE, GGUF, PERMUTED, SMOLLM2, TINY
 
 ARTIFACTS = CACHE / "artifacts"
 
@@ -153,9 +153,9 @@ OURS_INT4_90MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, 8-bit v (permuted)", PERMUTED, *CALIBRATED, "--mixed", WIDE_V
 )
 OURS_INT4_FAST_PERMUTED = ours(
-    "onnx-gpt int4 calibrated, blocks of 128 (permuted)",
+    "onnx-gpt int4 calibrated, fast (permuted)",
     PERMUTED,
-    *("--quantize", "int4", "--method", "gptq", "--block-size", "128"),
+    *("--quantize", "int4", "--method", "gptq", "--block-size", "64", "--mixed", "ffn.*=4/128"),
 )
 OURS_INT4_100MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, blocks of 32, 8-bit v and down (permuted)",
@@ -168,6 +168,24 @@ BY_TOKEN = ("--quantize", "w8a8", "--block-size", "512")
 OURS_W8A8_TOKEN = ours("onnx-gpt w8a8, down by token", SMOLLM2, *BY_TOKEN)
 OURS_W8A8_TOKEN_PERMUTED = ours("onnx-gpt w8a8, down by token (permuted)", PERMUTED, *BY_TOKEN)
 OURS_KEEP = ours("onnx-gpt GGUF kept", GGUF, "--quantize", "keep")
+
+GPT2_SCHEMES = (
+    *("none", "int8", "int4", "int4 --method gptq", "int8 --method gptq", "int4 --method awq"),
+    *("int4 --method bias", "int4 --method gptq --mixed attention.v=8,ffn.down=8/128", "w8a8"),
+    *("w8a8 --method rtn", "dynamic8", "fp16", "q4f16", "none --kv-cache int8"),
+)
+"""Every scheme and method, with a GPT-2's layers in mind: LayerNorm, biases, no gate."""
+TORCH_TINY = Contender("PyTorch fp32 (tiny)", TINY, None, on_torch)
+OURS_TINY = tuple(
+    ours(f"onnx-gpt tiny, {options}", TINY, "--quantize", *options.split())
+    for options in (
+        *GPT2_SCHEMES,
+        *("int4 --block-size 64", "int4 --block-size 128", "int4 --table-bits 8", "w8a8 --block-size 512"),
+        *("int4 --method gptq --block-size 64", "int4 --method gptq --block-size 128"),
+        *("int4 --method gptq --table-bits 8", "int4 --method gptq --mixed ffn.up=2/64"),
+        "int4 --method gptq --kv-cache int8",
+    )
+)
 
 GENAI_INT4 = made_by("genai builder int4", SMOLLM2, "genai_builder", "genai")
 GENAI_INT4_PRUNED = made_by(

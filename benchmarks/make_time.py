@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.contenders import Command, optimize, peer
+from benchmarks.contenders import GPT2_SCHEMES, Command, optimize, peer
 from benchmarks.measure import Child, Row, fresh, interleave, median, parser, publish, run, size_of
 from benchmarks.paths import CACHE, GPT2, LLAMA_1B, SMOLLM2
 
@@ -57,14 +57,7 @@ JOBS = (
         )
         for scheme in ("int4", "w8a8")
     ),
-    *(
-        alone(GPT2, "GPT-2 124M,", "--quantize", *options.split())
-        for options in (
-            *("none", "int8", "int4", "int4 --method gptq", "int8 --method gptq", "int4 --method awq"),
-            *("int4 --method bias", "int4 --method gptq --mixed attention.v=8,ffn.down=8/128", "w8a8"),
-            *("w8a8 --method rtn", "dynamic8", "fp16", "q4f16", "none --kv-cache int8"),
-        )
-    ),
+    *(alone(GPT2, "GPT-2 124M,", "--quantize", *options.split()) for options in GPT2_SCHEMES),
 )
 
 

@@ -1,15 +1,17 @@
 """How close each file stays to the fp32 model: KL, top-1 agreement and size, on English no method has seen.
 
-    python -m benchmarks.quality [--tokens 4096] [--remake] [--only NAME] [--json]
+    python -m benchmarks.quality [--model smollm2|tiny] [--tokens 4096] [--remake] [--only NAME] [--json]
 
 The reference is PyTorch eager in fp32. The permuted model is the same function (the first row checks it), but
-its weights do not lie on a 4-bit grid already: those rows are the honest figures of 4 bits.
+its weights do not lie on a 4-bit grid already: those rows are the honest figures of 4 bits. `tiny` is the sample in
+the repository, a GPT-2 of bytes (LayerNorm, biases, learned positions), in every scheme and by every method.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from benchmarks import contenders as c
 from benchmarks.measure import ChildFailedError, Row, parser, publish, say
 from benchmarks.models import ensure
 from benchmarks.paths import CACHE, PERMUTED, SMOLLM2
-from benchmarks.text import evaluation_windows
+from benchmarks.text import WINDOW, evaluation_windows
 
 SCRATCH = CACHE / "quality"
 
@@ -35,23 +37,50 @@ CONTENDERS = (
 )
 
 
+@dataclass(frozen=True)
+class Study:
+    """One model, and the files that are held against it.
+
+    Attributes:
+        results: the name that results are kept under.
+        reference: the model itself, a folder with its tokenizer.
+        window: tokens that are read at once.
+    """
+
+    results: str
+    reference: c.Contender
+    contenders: tuple[c.Contender, ...]
+    window: int
+
+
+STUDIES = {
+    "smollm2": Study("quality", c.TORCH, CONTENDERS, WINDOW),
+    "tiny": Study("quality_tiny", c.TORCH_TINY, c.OURS_TINY, 256),
+}
+
+
 def main() -> int:
     options = parser(__doc__)
+    options.add_argument("--model", choices=STUDIES, default="smollm2", help="what is compared (smollm2)")
     options.add_argument("--tokens", type=int, default=4096, help="predicted tokens, at least (4096)")
     options.add_argument("--remake", action="store_true", help="make our own artifacts again")
     options.add_argument("--only", action="append", help="measure the contenders whose name has this in it")
     chosen = options.parse_args()
-    ensure(SMOLLM2, PERMUTED)
-    wanted, failed = c.prepared(c.selected(CONTENDERS, chosen.only, remake=chosen.remake))
-    windows = evaluation_windows(SMOLLM2 / "tokenizer.json", chosen.tokens)
-    rows, broken = measure(wanted, windows)
-    document = {"tokens": windows[:, 1:].size, "tables": {"quality": rows}, "failed": failed | broken}
-    return publish("quality", document, as_json=chosen.json, partial=bool(chosen.only))
+    study = STUDIES[chosen.model]
+    ensure(*((SMOLLM2, PERMUTED) if chosen.model == "smollm2" else ()))
+    wanted, failed = c.prepared(c.selected(study.contenders, chosen.only, remake=chosen.remake))
+    tokenizer = study.reference.path / "tokenizer.json"
+    windows = evaluation_windows(tokenizer, chosen.tokens, study.window)
+    rows, broken = measure(study, wanted, windows)
+    document = {"tokens": windows[:, 1:].size, "tables": {study.results: rows}, "failed": failed | broken}
+    return publish(study.results, document, as_json=chosen.json, partial=bool(chosen.only))
 
 
-def measure(contenders: Sequence[c.Contender], windows: np.ndarray) -> tuple[list[Row], dict[str, str]]:
+def measure(
+    study: Study, contenders: Sequence[c.Contender], windows: np.ndarray
+) -> tuple[list[Row], dict[str, str]]:
     """A row for each that runs, and why the others failed, by name."""
-    tokens, reference = reference_logits(windows)
+    tokens, reference = reference_logits(study, windows)
     candidate = SCRATCH / "candidate.npy"
     rows: list[Row] = []
     failed: dict[str, str] = {}
@@ -68,16 +97,17 @@ def measure(contenders: Sequence[c.Contender], windows: np.ndarray) -> tuple[lis
     return rows, failed
 
 
-def reference_logits(windows: np.ndarray) -> tuple[Path, Path]:
+def reference_logits(study: Study, windows: np.ndarray) -> tuple[Path, Path]:
     """Files of the tokens and of PyTorch's logits for them, which are kept from one run to the next."""
-    tokens, logits = SCRATCH / "tokens.npy", SCRATCH / "reference.npy"
+    folder = SCRATCH / study.results
+    tokens, logits = folder / "tokens.npy", folder / "reference.npy"
     if not (tokens.exists() and logits.exists() and np.array_equal(np.load(tokens), windows)):
-        say(f"running {c.TORCH.name}")
-        SCRATCH.mkdir(parents=True, exist_ok=True)
+        say(f"running {study.reference.name}")
+        folder.mkdir(parents=True, exist_ok=True)
         logits.unlink(missing_ok=True)
         np.save(tokens, windows)
-        partial = SCRATCH / "partial.npy"
-        c.TORCH.logits(tokens, partial)
+        partial = folder / "partial.npy"
+        study.reference.logits(tokens, partial)
         partial.rename(logits)
     return tokens, logits
 

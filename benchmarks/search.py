@@ -15,7 +15,7 @@ from benchmarks import contenders as c
 from benchmarks.measure import Row, parser, publish
 from benchmarks.models import ensure
 from benchmarks.paths import CACHE, PERMUTED, SMOLLM2
-from benchmarks.quality import measure
+from benchmarks.quality import STUDIES, measure
 from benchmarks.text import evaluation_windows
 
 BUDGETS = ("size=90MB", "size=100MB")
@@ -34,7 +34,8 @@ def main() -> int:
         for budget in chosen.budget or BUDGETS
     ]
     wanted, failed = c.prepared([*searched, *BY_HAND])
-    rows, broken = measure(wanted, evaluation_windows(SMOLLM2 / "tokenizer.json", chosen.tokens))
+    windows = evaluation_windows(SMOLLM2 / "tokenizer.json", chosen.tokens)
+    rows, broken = measure(STUDIES["smollm2"], wanted, windows)
     by_name = {contender.name: contender for contender in wanted}
     table = [with_expectation(row, by_name[row["file"]].path) for row in rows]
     document = {"tables": {"search": table}, "failed": failed | broken}

@@ -13,11 +13,11 @@ CALIBRATION_FIFTHS = 4
 """Fifths of the text that calibration may read; evaluation reads what comes after them."""
 
 
-def evaluation_windows(tokenizer: Path, predicted: int) -> np.ndarray:
-    """Token windows ``[N, WINDOW]`` int64 with at least ``predicted`` positions whose next token is known."""
+def evaluation_windows(tokenizer: Path, predicted: int, window: int = WINDOW) -> np.ndarray:
+    """Token windows ``[N, window]`` int64 with at least ``predicted`` positions whose next token is known."""
     whole = "".join(topics.values())
     ids = Tokenizer.from_file(str(tokenizer)).encode(whole[len(whole) * CALIBRATION_FIFTHS // 5 :]).ids
-    count = -(-predicted // (WINDOW - 1))
-    if len(ids) < count * WINDOW:
-        raise ValueError(f"the text has {len(ids)} tokens, {count * WINDOW} are needed")
-    return np.array(ids[: count * WINDOW], np.int64).reshape(count, WINDOW)
+    count = -(-predicted // (window - 1))
+    if len(ids) < count * window:
+        raise ValueError(f"the text has {len(ids)} tokens, {count * window} are needed")
+    return np.array(ids[: count * window], np.int64).reshape(count, window)

@@ -9,6 +9,7 @@ the last layers, squared, as a share of the teacher's.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class Objective:
         scores = logits(decoder, weights, x)
         loss = torch.zeros((), device=scores.device)
         if self.mix < 1:
-            apart = divergence(scores / self.temperature, told).mean()
+            apart = divergence(scores if self.temperature == 1 else scores / self.temperature, told).mean()
             loss = loss + (1 - self.mix) * self.temperature**2 * apart
         if self.mix > 0:
             known = F.cross_entropy(scores[:, :-1].flatten(0, 1), told.windows[:, 1:].flatten())
@@ -55,11 +56,39 @@ def divergence(scores: Tensor, told: Told) -> Tensor:
 
     What the teacher's files do not name is one outcome for both.
     """
-    total = scores.logsumexp(-1)
-    ours = scores.gather(-1, told.tokens) - total[..., None]
-    theirs = told.log_probabilities
-    found = (theirs.exp() * (theirs - ours)).sum(-1)
-    if told.rest is not None:
-        rest = scores.scatter(-1, told.tokens, -torch.inf).logsumexp(-1) - total
-        found = found + told.rest.exp() * (told.rest - rest)
+    found: Tensor = _Divergence.apply(scores, told.tokens, told.log_probabilities, told.rest)
     return found
+
+
+class _Divergence(torch.autograd.Function):  # type: ignore[misc]
+    """With a gradient of its own: logits are the largest tensor of a step, and automatic ones copy it ten times.
+
+    Of the teacher's probabilities t and the student's q, r standing for all tokens that are not named::
+
+        ∂/∂z_j = q_j − t_j where token j is named, else q_j · (1 − t_r / q_r)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, tokens: Tensor, theirs: Tensor, their_rest: Tensor | None
+    ) -> Tensor:
+        """Of logits ``[B, S, V]`` and of what `Told` has: tokens, their log probabilities, that of the rest."""
+        others = (scores - scores.amax(-1, keepdim=True)).exp_()
+        named = others.gather(-1, tokens)
+        rest = others.scatter_(-1, tokens, 0).sum(-1).clamp(min=torch.finfo(scores.dtype).tiny)
+        total = named.sum(-1) if their_rest is None else named.sum(-1) + rest
+        ours = (named / total[..., None]).clamp(min=torch.finfo(scores.dtype).tiny)
+        given = theirs.exp()
+        found = (given * (theirs - ours.log())).sum(-1)
+        factor = 1 / total
+        if their_rest is not None:
+            found = found + their_rest.exp() * (their_rest - (rest / total).log())
+            factor = factor - their_rest.exp() / rest
+        ctx.save_for_backward(others, tokens, ours - given, factor)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        others, tokens, named, factor = ctx.saved_tensors
+        found = others * (factor * gradient)[..., None]
+        return found.scatter_(-1, tokens, named * gradient[..., None]), None, None, None

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.distillation.running import Weights, device, logits, residual
+from calibration.distillation.running import Weights, device, has_bfloat16, logits, mixed_precision, residual
 from exporter.decoder import Decoder
 
 KEPT = 512
@@ -113,8 +113,9 @@ class Said:
 
     def _heard(self, decoder: Decoder, weights: Weights, temperature: float, i: int) -> dict[str, Tensor]:
         """What the files hold of a window."""
-        x = residual(decoder, weights, torch.from_numpy(self.windows[i : i + 1]).to(device()))[0]
-        scaled = logits(decoder, weights, x) / temperature
+        with mixed_precision():
+            x = residual(decoder, weights, torch.from_numpy(self.windows[i : i + 1]).to(device()))[0]
+            scaled = logits(decoder, weights, x) / temperature
         top, tokens = scaled.topk(self.kept)
         total = scaled.logsumexp(-1)
         rest = scaled.scatter_(-1, tokens, -torch.inf).logsumexp(-1) - total
@@ -162,7 +163,7 @@ class Told:
 
 def digest_of(decoder: Decoder, weights: Weights, windows: np.ndarray, temperature: float) -> str:
     """Of everything that decides what a teacher says."""
-    digest = hashlib.sha256(repr((decoder, temperature, KEPT, windows.shape)).encode())
+    digest = hashlib.sha256(repr((decoder, temperature, KEPT, has_bfloat16(), windows.shape)).encode())
     digest.update(np.ascontiguousarray(windows, "<i8").tobytes())
     for role in sorted(weights):
         digest.update(role.encode())

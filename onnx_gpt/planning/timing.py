@@ -1,9 +1,10 @@
-"""Measures this machine: whole decoders of two shapes, with random weights, in every format, and costs fitted to them.
+"""Measures this machine: whole decoders of three shapes, random weights, in every format, and costs fitted to them.
 
 Decoders go through the passes of a job and are run by `DecoderSession`, so that what is timed is what a bundle does:
-its kernels, its cache, its small nodes. The weights of the wide one are more than caches hold; the narrow one
-has hardly any, which leaves what layers and attention take. Each is timed at two contexts. The least of several runs
-counts.
+its kernels, its cache, its small nodes. The weights of the wide one and of the deep one are more than caches hold; the
+thin one has hardly any, which leaves what layers and attention take. The deep one is as far from the others as models
+are, so that what the fit misses says something. Steps are timed after two contexts; prompts of whole pieces, since a
+shorter one has too few tokens for reading weights not to matter. The least of several runs counts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from exporter.families import describe
 from exporter.weights import Weight
 from onnx_gpt.bundle.plan import plan
 from onnx_gpt.bundle.writing import MODEL, save
-from onnx_gpt.generation.decoder_session import DecoderSession
+from onnx_gpt.generation.decoder_session import PIECE, DecoderSession
 from onnx_gpt.machine import this_machine
 from onnx_gpt.planning.device import Cost, Device, Measured, Timing, devices
 from onnx_gpt.planning.work import Work, graph_of, quantized, work_of
@@ -47,6 +48,9 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 }
 """What is measured, and the settings that make it."""
 CONTEXTS = (64, 512)
+"""Tokens before the steps."""
+LENGTHS = (PIECE, 3 * PIECE)
+"""Tokens of the prompts."""
 STEPS, PROMPTS = 24, 4
 """Runs of a step and of a prompt, of which the least counts."""
 
@@ -68,16 +72,24 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 4,
         "vocab_size": 8192,
     },
-    "narrow": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
+    "deep": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 8192,
+    },
+    "thin": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
         "num_hidden_layers": 12,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "vocab_size": 512,
     },
 }
-"""76 and 7 million weights."""
+"""76, 61 and 1 million weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Sample:
 
     Attributes:
         work: what it costs.
-        step, prompt: seconds of a step after so many tokens, and of a prompt of as many.
+        step, prompt: seconds of a step after so many tokens, and of a prompt of so many.
         memory: bytes of a process that did all that, at its peak.
     """
 
@@ -177,20 +189,22 @@ def _sample(opened: Checkpoint, out: Path, settings: Mapping[str, Any]) -> Sampl
 
 
 def timed(model: Path) -> dict[str, Any]:
-    """Least seconds of a prompt and of the steps after it at each context, and the memory that all took."""
+    """Least seconds of a prompt of each length and of a step after each context, and the memory that all took."""
     session = DecoderSession(model)
-    tokens = np.random.default_rng(0).integers(0, session.vocab_size or 2, max(CONTEXTS))
-    session.reserve(max(CONTEXTS) + STEPS)
-    step: dict[int, float] = {}
+    tokens = np.random.default_rng(0).integers(0, session.vocab_size or 2, max(LENGTHS))
+    session.reserve(max(*LENGTHS, *CONTEXTS) + STEPS)
     prompt: dict[int, float] = {}
-    for context in CONTEXTS:
+    for length in LENGTHS:
         times = []
         for _ in range(PROMPTS):
             session.truncate(0)
             start = time.perf_counter()
-            session.append(tokens[:context])
+            session.append(tokens[:length])
             times.append(time.perf_counter() - start)
-        prompt[context] = min(times)
+        prompt[length] = min(times)
+    step: dict[int, float] = {}
+    for context in sorted(CONTEXTS, reverse=True):  # the session's tokens are those of the longest prompt
+        session.truncate(context)
         step[context] = least(lambda: session.append(tokens[:1]), STEPS)
     return {"step": step, "prompt": prompt, "memory": peak_rss_bytes()}
 
@@ -198,7 +212,7 @@ def timed(model: Path) -> dict[str, Any]:
 def _fitted(form: str, samples: Sequence[Sample], base: float) -> tuple[Timing, float]:
     """A format's costs, and how far the worst sample is from them."""
     steps = [(s.work.step_row(c), s.step[c]) for s in samples for c in CONTEXTS]
-    prompts = [(s.work.prompt_row(c), s.prompt[c] / c) for s in samples for c in CONTEXTS]
+    prompts = [(s.work.prompt_row(n), s.prompt[n] / n) for s in samples for n in LENGTHS]
     step, first = fit(form, steps)
     prompt, second = fit(form, prompts)
     widest = max(samples, key=lambda sample: sample.work.size)

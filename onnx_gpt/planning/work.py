@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from onnx_gpt.bundle.decoder_facts import decoder_facts
 from onnx_gpt.bundle.plan import Build
 from onnx_gpt.bundle.writing import written_bytes
 from onnx_gpt.exporting import Exported, export, pipeline_of, require_contract
+from onnx_gpt.generation.decoder_session import PIECE
 from onnx_gpt.planning.device import Cost, Measured
 from onnx_gpt.planning.prediction import CONTEXT
 
@@ -71,7 +73,7 @@ class Work:
     def prompt_row(self, tokens: int) -> dict[str, float]:
         """The same of a token of a prompt, its last token's products spread over all of them."""
         own = {f: n - (1 - 1 / tokens) * self.once.get(f, 0) for f, n in self.weights.items()}
-        return {**own, "layer": self.layers, "attended": self.attended(tokens / 2)}
+        return {**own, "layer": self.layers, "attended": self.attended(keys_of_prompt(tokens))}
 
     def step_seconds(self, measured: Measured, context: int) -> float | None:
         """Of a decode step; None where one of the formats was not measured."""
@@ -95,6 +97,12 @@ class Work:
         main = costs[self.main]
         fixed = main.layer * row["layer"] + main.attended * row["attended"]
         return 1e-9 * (fixed + sum(costs[name].weight * row[name] for name in self.weights))
+
+
+def keys_of_prompt(tokens: int) -> float:
+    """Keys that a query of a prompt is multiplied by, on average: all up to the end of the piece that it is in."""
+    ends = [min(start + PIECE, tokens) for start in range(0, tokens, PIECE)]
+    return sum(end * (end - start) for start, end in itertools.pairwise([0, *ends])) / tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
