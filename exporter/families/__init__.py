@@ -46,9 +46,10 @@ def family_of(checkpoint: Checkpoint) -> Family:
         if checkpoint.architecture in family.ARCHITECTURES:
             return family
     known = sorted(name for family in families().values() for name in family.ARCHITECTURES)
+    asked = checkpoint.architecture
     raise unsupported(
         "architecture-unknown",
-        f"no family describes the architecture {checkpoint.architecture!r}",
+        f"no family describes the architecture {asked!r}" if asked else "config.json names no architecture",
         f"use one of {', '.join(known)}, or describe it in exporter/families/",
     )
 

@@ -197,7 +197,7 @@ def _proven(
     with reference_of(opened, exported, strictest.recipe, progress, models=len(built)) as reference:
         for wanted, one in zip(made.builds, built, strict=True):
             parity = prove_against(reference, text, one.folder / MODEL, wanted.recipe, progress)
-            require_passed(parity, wanted.name if len(built) > 1 else "")
+            require_passed(parity, wanted.recipe.quantize, wanted.name if len(built) > 1 else "")
             proven.append(dataclasses.replace(one, facts=one.facts.model_copy(update={"parity": parity})))
         asked = ask(reference.model, text.windows)
     return proven, asked

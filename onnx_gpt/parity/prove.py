@@ -111,13 +111,17 @@ def _wants_torch(opened: Opened, recipe: Recipe) -> bool:
     return isinstance(opened, Checkpoint) and recipe.quantize == "none"
 
 
-def require_passed(parity: Parity, name: str = "") -> None:
-    """Raise ``parity-failed`` (exit 5); ``name`` tells the model among several."""
+def require_passed(parity: Parity, quantize: str, name: str = "") -> None:
+    """Raise ``parity-failed`` (exit 5) for a model of a scheme; ``name`` tells it among several."""
     if parity.verdict == "fail":
+        gentler = (
+            "choose a gentler scheme, or state other limits with --max-kl, --min-top1, --max-perplexity-ratio"
+        )
+        exact = "float should be exact: `onnx-gpt bisect SOURCE` says which pass is wrong"
         raise OnnxGptError(
             "parity-failed",
             f"{name or 'the bundle'} is not near enough to {parity.reference}; nothing was published",
-            "choose a gentler scheme, or state other limits with --max-kl, --min-top1, --max-perplexity-ratio",
+            exact if quantize == "none" else gentler,
             exit=Exit.PARITY,
             details=parity.failures,
         )
