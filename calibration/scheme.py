@@ -71,8 +71,9 @@ class WeightOnly:
         layers: grid of the linear maps inside layers.
         table: grid of the embedding and of the head, tied or not.
         exceptions: other grids for some linear maps, by role, None where they stay float: ``("ffn.down", grid)`` is
-            that of every layer, ``("layers.0-3+7.ffn.down", grid)`` of some, ``("layers.2?.*", grid)`` of those that
-            match, ``("table", grid)`` that of the table. The first match counts.
+            that of every layer, ``("ffn.*", grid)`` that of several maps, ``("layers.0-3+7.ffn.down", grid)`` of some
+            layers, ``("layers.2?.*", grid)`` of those that match, ``("table", grid)`` that of the table. The first
+            match counts.
     """
 
     layers: Grid
@@ -97,7 +98,7 @@ def fits(role: str, pattern: str) -> bool:
         return role == pattern
     spans, own = _SPANS.fullmatch(pattern), _SPANS.fullmatch(role)
     if spans is None or own is None or not own[1].isdecimal():
-        return fnmatch.fnmatchcase(role, pattern) or role.endswith(f".{pattern}")
+        return any(fnmatch.fnmatchcase(role, glob) for glob in (pattern, f"*.{pattern}"))
     layers = [[int(end) for end in span.split("-")] for span in spans[1].split("+")]
     inside = any(ends[0] <= int(own[1]) <= ends[-1] for ends in layers)
     return inside and fnmatch.fnmatchcase(own[2], spans[2])

@@ -18,12 +18,13 @@ import onnx_ir as ir
 from calibration.dynamic.products import quantize_dynamically
 from calibration.kv_cache import attentions_with_cache, quantize_cache
 from calibration.quantization.constant_scales import fold_lookup_scales
+from calibration.quantization.sites import site_of
 from calibration.quantization.weight_only import Coders, Treatment, quantize_weights
-from calibration.scheme import Dynamic, Floats
+from calibration.scheme import TABLE, Dynamic, Floats, WeightOnly, fits
 from calibration.transforms.rotation import rotated
 from exporter.checkpoint import Opened
 from exporter.emitter import ROLE
-from exporter.errors import unsupported
+from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import run_pipeline
 from graph_passes.lint import require_no_cliffs
 from onnx_gpt.bundle.decoder_facts import DecoderFacts, decoder_facts
@@ -145,6 +146,7 @@ def _quantize(
     progress: Progress,
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Formats by how many uses of a weight took them, and the facts of the text that was calibrated on."""
+    _require_meant(exported.model, recipe)
     calibration: dict[str, Any] = {} if channels is None else dict(channels.text)
     coders: Coders = {}
     if recipe.chooses_codes:
@@ -190,6 +192,24 @@ def quantize_kv_cache(
     windows = calibration_windows(opened, exported, recipe.calibration, recipe.calibration_windows)
     quantize_cache(exported.model, cache_ranges(exported.model, windows.tokens, folder, progress))
     return windows.facts()
+
+
+def _require_meant(model: ir.Model, recipe: Recipe) -> None:
+    """Every exception of a scheme means some weight: one that is misspelt would be left out in silence."""
+    scheme = None if recipe.quantize == "none" else recipe.scheme()
+    sites = [site for site in map(site_of, model.graph) if site is not None and site.role]
+    if not isinstance(scheme, WeightOnly) or not sites:
+        return
+    roles = {TABLE, *(role for site in sites for role, _ in site.parts())}
+    for pattern, _ in scheme.exceptions:
+        if not any(fits(role, pattern) for role in roles):
+            maps = sorted({role.split(".", 2)[2] for role in roles if role.startswith("layers.")})
+            raise OnnxGptError(
+                "scheme-invalid",
+                f"mixed names {pattern!r}, and this model has no such weight",
+                f"its layers have {', '.join(maps)}; the embedding and head are {TABLE!r}",
+                exit=Exit.USAGE,
+            )
 
 
 def quantize(exported: Exported, recipe: Recipe, coders: Coders) -> dict[str, int]:

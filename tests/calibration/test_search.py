@@ -92,6 +92,11 @@ def test_spans_of_layers(layer: int, spans: list[tuple[int, int]]) -> None:
     assert not fits(f"layers.{layer}.ffn.up", f"layers.{text}.ffn.down")
 
 
+def test_a_pattern_begins_at_any_part_of_a_role() -> None:
+    assert fits("layers.0.ffn.down", "ffn.*") and fits("layers.0.ffn.down", "down")
+    assert not fits("layers.0.attention.o", "ffn.*") and not fits("layers.0.ffn.down", "own")
+
+
 def test_only_the_table_is_meant_by_its_name() -> None:
     assert fits(TABLE, TABLE)
     assert not fits(TABLE, "*")

@@ -201,6 +201,11 @@ def test_an_existing_output_is_kept(cli: Cli, tmp_path: Path) -> None:
             Exit.USAGE,
             "48",
         ),
+        (
+            ("optimize", "sample:tiny", "-o", "x", "--quantize", "int4", "--mixed", "ffn.donw=8"),
+            Exit.USAGE,
+            "ffn.donw",
+        ),
         (("optimize", "sample:tiny", "-o", "x", "--context-length", "100000"), Exit.REJECTED, "100000"),
         (("optimize", "nowhere", "-o", "x"), Exit.REJECTED, "nowhere"),
         (("optimize", "sample:tiny", "-o", "x", "--quantize", "keep"), Exit.REJECTED, "keep"),
