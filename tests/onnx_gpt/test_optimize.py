@@ -206,7 +206,7 @@ def test_an_existing_output_is_kept(cli: Cli, tmp_path: Path) -> None:
             Exit.USAGE,
             "ffn.donw",
         ),
-        (("optimize", "sample:tiny", "-o", "x", "--context-length", "100000"), Exit.REJECTED, "100000"),
+        (("optimize", "sample:tiny", "-o", "x", "--context-length", "100000"), Exit.USAGE, "100000"),
         (("optimize", "nowhere", "-o", "x"), Exit.REJECTED, "nowhere"),
         (("optimize", "sample:tiny", "-o", "x", "--quantize", "keep"), Exit.REJECTED, "keep"),
         (("run", "nowhere", "--prompt", "x"), Exit.REJECTED, "nowhere"),
