@@ -152,10 +152,10 @@ OURS_INT4_CALIBRATED_PERMUTED = ours("onnx-gpt int4 calibrated (permuted)", PERM
 OURS_INT4_90MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, 8-bit v (permuted)", PERMUTED, *CALIBRATED, "--mixed", WIDE_V
 )
+SMALL = ("--quantize", "int4", "--method", "gptq", "--block-size", "64")
+OURS_INT4_SMALL_PERMUTED = ours("onnx-gpt int4 calibrated, 4-bit table (permuted)", PERMUTED, *SMALL)
 OURS_INT4_FAST_PERMUTED = ours(
-    "onnx-gpt int4 calibrated, fast (permuted)",
-    PERMUTED,
-    *("--quantize", "int4", "--method", "gptq", "--block-size", "64", "--mixed", "ffn.*=4/128"),
+    "onnx-gpt int4 calibrated, fast (permuted)", PERMUTED, *SMALL, "--mixed", "ffn.*=4/128"
 )
 OURS_INT4_100MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, blocks of 32, 8-bit v and down (permuted)",
