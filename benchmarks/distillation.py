@@ -47,7 +47,7 @@ MAGNITUDE = "FFN −25 %, magnitude, uniform"
 HEALED = (
     ("tiny", MAGNITUDE, ("--steps", "200", "--rate", "2e-4")),
     ("tiny", UNIFORM, ("--steps", "200", "--rate", "5e-5")),
-    ("permuted", UNIFORM, ("--steps", "150", "--batch", "1", "--rate", "8e-5")),
+    ("permuted", UNIFORM, ("--steps", "200", "--batch", "1", "--rate", "1e-4")),
 )
 """Models, what was taken out of them, and how they are trained."""
 SEEDS = (0, 1, 2)

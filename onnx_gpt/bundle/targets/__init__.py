@@ -40,12 +40,13 @@ class BundleFacts:
         return {"config.json": json_bytes(self.config), **self.files}
 
     def token_ids(self, key: str) -> list[int]:
-        """``eos_token_id`` and the like: generation_config.json goes before config.json; one id or several."""
+        """``eos_token_id`` and the like: generation_config.json goes before config.json; one id or several.
+
+        What is no number is none: files of others are repaired with it. A source's are checked before.
+        """
         generation = json.loads(self.files.get("generation_config.json", b"{}"))
         value = generation.get(key, self.config.get(key))
-        if value is None:
-            return []
-        return [int(v) for v in value] if isinstance(value, list) else [int(value)]
+        return [v for v in (value if isinstance(value, list) else [value]) if type(v) is int]
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
