@@ -128,7 +128,8 @@ def random_model(family: str, home: Path) -> Model:
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, checkpoint.config["vocab_size"], (PROMPTS, PROMPT)).tolist()
     found = [_referred(family, str(folder), prompt) for prompt in prompts]
-    return max(found, key=lambda model: (len(model.tokens), model.margin))
+    going = [model for model in found if not model.eos & set(model.prompt)]  # genai ends there
+    return max(going, key=lambda model: (len(model.tokens), model.margin))
 
 
 def letters(count: int) -> bytes:
