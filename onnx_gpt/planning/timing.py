@@ -4,7 +4,8 @@ Decoders go through the passes of a job and are run by `DecoderSession`, so that
 its kernels, its cache, its small nodes. The weights of the wide one and of the deep one are more than caches hold; the
 thin one has hardly any, which leaves what layers and attention take. The deep one is as far from the others as models
 are, so that what the fit misses says something. Steps are timed after two contexts; prompts of whole pieces, since a
-shorter one has too few tokens for reading weights not to matter. The least of several runs counts.
+shorter one has too few tokens for reading weights not to matter. Medians count, as in `onnx-gpt bench`: the least of
+many steps is a third quicker than what a user sees.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from onnx_gpt.planning.work import Work, graph_of, quantized, work_of
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.report import peak_rss_bytes
-from onnx_gpt.searching.kernel_times import least
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "float32": {"quantize": "none"},
@@ -52,7 +52,7 @@ CONTEXTS = (64, 512)
 LENGTHS = (PIECE, 3 * PIECE)
 """Tokens of the prompts."""
 STEPS, PROMPTS = 24, 4
-"""Runs of a step and of a prompt, of which the least counts."""
+"""Runs of a step and of a prompt, of which the median counts."""
 
 COMMON: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -189,24 +189,25 @@ def _sample(opened: Checkpoint, out: Path, settings: Mapping[str, Any]) -> Sampl
 
 
 def timed(model: Path) -> dict[str, Any]:
-    """Least seconds of a prompt of each length and of a step after each context, and the memory that all took."""
+    """Median seconds of a prompt of each length and of a step after each context, and the memory that all took."""
     session = DecoderSession(model)
     tokens = np.random.default_rng(0).integers(0, session.vocab_size or 2, max(LENGTHS))
     session.reserve(max(*LENGTHS, *CONTEXTS) + STEPS)
-    prompt: dict[int, float] = {}
-    for length in LENGTHS:
-        times = []
-        for _ in range(PROMPTS):
-            session.truncate(0)
-            start = time.perf_counter()
-            session.append(tokens[:length])
-            times.append(time.perf_counter() - start)
-        prompt[length] = min(times)
-    step: dict[int, float] = {}
-    for context in sorted(CONTEXTS, reverse=True):  # the session's tokens are those of the longest prompt
-        session.truncate(context)
-        step[context] = least(lambda: session.append(tokens[:1]), STEPS)
+    prompt = {length: _median_seconds(session, 0, tokens[:length], PROMPTS) for length in LENGTHS}
+    # The session's tokens are those of the longest prompt; the longest context comes first.
+    step = {c: _median_seconds(session, c, tokens[:1], STEPS) for c in sorted(CONTEXTS, reverse=True)}
     return {"step": step, "prompt": prompt, "memory": peak_rss_bytes()}
+
+
+def _median_seconds(session: DecoderSession, context: int, tokens: np.ndarray, runs: int) -> float:
+    """Of appending tokens to so many of a session's."""
+    times = []
+    for _ in range(runs):
+        session.truncate(context)
+        start = time.perf_counter()
+        session.append(tokens)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
 
 
 def _fitted(form: str, samples: Sequence[Sample], base: float) -> tuple[Timing, float]:
