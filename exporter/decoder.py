@@ -144,6 +144,11 @@ class Layer:
     ffn_post_norm: Norm | None = None
     parallel: bool = False
 
+    @property
+    def shares_norm(self) -> bool:
+        """Whether q, k, v and the feed-forward read one norm."""
+        return self.parallel and self.ffn_norm is None
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:

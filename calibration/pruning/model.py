@@ -156,10 +156,8 @@ def _values_of(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _input_of_layer(graph: ir.Graph) -> ir.Value:
     """The residual stream as the layer finds it."""
-    roles = (
-        "layers.0.attention_norm",
-        "layers.0.attention.q",
-    )  # the one without a norm before it reads it itself
+    # An attention without a norm before it reads the stream itself.
+    roles = ("layers.0.attention_norm", "layers.0.attention.q")
     first = next(node for node in graph if role_of(node) in roles)
     assert first.inputs[0] is not None
     return first.inputs[0]

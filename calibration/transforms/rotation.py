@@ -74,10 +74,8 @@ class _Rotation:
         )
         self.rotate_values(at, attention.head_dim)
         self.writer(f"{at}.o", attention.o)
-        shared = layer.parallel and layer.ffn_norm is None
-        fed = self.feed_forward(
-            f"{role}.ffn", ffn, f"{role}.attention_norm" if shared else f"{role}.ffn_norm"
-        )
+        read = "attention_norm" if layer.shares_norm else "ffn_norm"
+        fed = self.feed_forward(f"{role}.ffn", ffn, f"{role}.{read}")
         return dataclasses.replace(
             layer,
             attention=dataclasses.replace(attention, q=q, k=k, v=v),

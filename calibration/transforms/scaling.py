@@ -26,11 +26,8 @@ Scales = Mapping[str, np.ndarray]
 
 def scalable(layer: Layer) -> tuple[str, ...]:
     """The ends of roles of `Scales` that a layer can take."""
-    shared = (
-        layer.parallel and layer.ffn_norm is None
-    )  # q, k, v and up read one norm and are searched for apart
-    able = {
-        "attention_norm": layer.attention_norm is not None and not shared,
+    able = {  # what reads a shared norm is searched for apart, and would have to agree
+        "attention_norm": layer.attention_norm is not None and not layer.shares_norm,
         "attention.v": True,
         "ffn_norm": layer.ffn_norm is not None,
         "ffn.up": layer.ffn.gate is not None or layer.ffn.activation == "relu",

@@ -15,14 +15,9 @@ Config: TypeAlias = dict[str, Any]
 
 
 def llama(keys: Keys) -> Config:
-    config = _gated_config(keys)
-    head_dim = _head_dim(keys, config)
-    return config | {
-        "hidden_act": "silu",
-        "head_dim": head_dim,
+    return _rotated_config(keys) | {
         "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in keys.header.tensors,
-        **rope_keys(keys, _rotated(keys, head_dim)),
     }
 
 
@@ -35,14 +30,7 @@ def qwen2(keys: Keys) -> Config:
 
 
 def qwen3(keys: Keys) -> Config:
-    config = _gated_config(keys)
-    head_dim = _head_dim(keys, config)
-    return config | {
-        "hidden_act": "silu",
-        "head_dim": head_dim,
-        "attention_bias": False,
-        **rope_keys(keys, _rotated(keys, head_dim)),
-    }
+    return _rotated_config(keys) | {"attention_bias": False}
 
 
 def phi3(keys: Keys) -> Config:
@@ -98,14 +86,7 @@ def granite(keys: Keys) -> Config:
 
 
 def olmo2(keys: Keys) -> Config:
-    config = _gated_config(keys)
-    head_dim = _head_dim(keys, config)
-    return config | {
-        "hidden_act": "silu",
-        "head_dim": head_dim,
-        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
-        **rope_keys(keys, _rotated(keys, head_dim)),
-    }
+    return _rotated_config(keys) | {"attention_bias": "blk.0.attn_q.bias" in keys.header.tensors}
 
 
 def starcoder2(keys: Keys) -> Config:
@@ -173,6 +154,17 @@ def gptneox(keys: Keys) -> Config:
 def _gated_config(keys: Keys) -> Config:
     """What all decoders with a gated feed-forward and RMSNorm say alike."""
     return _sizes(keys) | {"rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon")}
+
+
+def _rotated_config(keys: Keys) -> Config:
+    """The same with a SiLU and heads that rotate whole."""
+    config = _gated_config(keys)
+    head_dim = _head_dim(keys, config)
+    return config | {
+        "hidden_act": "silu",
+        "head_dim": head_dim,
+        **rope_keys(keys, _rotated(keys, head_dim)),
+    }
 
 
 def _sizes(keys: Keys) -> Config:

@@ -15,8 +15,9 @@ def register(app: cyclopts.App, arguments: Sequence[str]) -> None:
     Where ``arguments`` begin with a verb, it alone is imported, when it is called: what the others need takes a
     second. A list of all takes them all, for what they say of themselves.
     """
-    if arguments and arguments[0] in ("--version", *names_of(__name__)):
-        for name in names_of(__name__):
+    verbs = names_of(__name__)
+    if arguments and arguments[0] in ("--version", *verbs):
+        for name in verbs:
             app.command(f"{__name__}.{name}:{name}", name=name)
     else:
         for name, module in modules_of(__name__).items():

@@ -34,9 +34,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatTemplate | Non
         raise tokenizer_missing()
     try:
         return list(tokenizer.encode(text, add_special_tokens=special).ids)
-    except (
-        TypeError
-    ) as error:  # half of a surrogate pair, which is what bytes that are no UTF-8 become in a shell
+    except TypeError as error:  # half of a surrogate pair: what a shell makes of bytes that are no UTF-8
         raise rejected(
             "prompt-not-text", "the prompt holds bytes that are no UTF-8", "give it in UTF-8"
         ) from error

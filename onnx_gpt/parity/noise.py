@@ -42,9 +42,8 @@ def measure(reference: Varying, windows: np.ndarray) -> Noise:
         ways[name] = [row_differences(other[i], usual[i][0]) for i in range(len(some))]
     found = {name: deviation(np.concatenate(rows)) for name, rows in ways.items()}
     single = np.finfo(np.float32)
-    floor = max(
-        spread * float(single.eps) / 2, float(single.tiny)
-    )  # an untrained head gives all tokens the same
+    # An untrained head gives all tokens the same: the spread is 0.
+    floor = max(spread * float(single.eps) / 2, float(single.tiny))
     return Noise(
         worst=max([floor, *(way.worst for way in found.values())]),
         rms=max([floor, *(way.rms for way in found.values())]),

@@ -74,8 +74,6 @@ class TorchModel:
         for name in self.reference.variants() if self._parameters <= LARGEST else ():
             try:
                 logits = self.reference.logits(tokens)
-            except (
-                OnnxGptError
-            ):  # a user's module that makes float32 tensors of its own cannot run in float64
+            except OnnxGptError:  # a module that makes float32 tensors of its own cannot run in float64
                 continue
             yield name, logits

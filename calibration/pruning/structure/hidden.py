@@ -76,7 +76,7 @@ class Reading:
 def readings(layer: Layer) -> dict[str, Reading]:
     """What each block reads of the residual stream, by its output map: one norm where two blocks share it."""
     qkv, fed = ("attention.q", "attention.k", "attention.v"), ("ffn.gate", "ffn.up")
-    if layer.ffn_norm is None:
+    if layer.shares_norm:
         return {ATTENTION: Reading("attention_norm", qkv + fed)}
     return dict(zip(BLOCKS, (Reading("attention_norm", qkv), Reading("ffn_norm", fed)), strict=True))
 
@@ -94,7 +94,7 @@ def require_turnable(decoder: Decoder) -> None:
     for layer in decoder.layers:
         if layer.attention_post_norm or layer.ffn_post_norm:
             found = "a norm behind each block writes the residual stream channel by channel"
-        elif layer.attention_norm is None or (layer.ffn_norm is None and not layer.parallel):
+        elif layer.attention_norm is None or (layer.ffn_norm is None and not layer.shares_norm):
             found = "a block reads the residual stream without a norm"
         elif any(norm and norm.kind != decoder.norm.kind for norm in (layer.attention_norm, layer.ffn_norm)):
             found = "norms of two kinds read the residual stream"
@@ -238,10 +238,8 @@ def reread(
     changed: dict[str, Weight] = {f"{reading.norm}.weight": Array(np.ones(D.shape[1], np.float32))}
     if bias in own and not _all_have_biases(own, maps):
         assert shift is not None
-        D, shift = (
-            D + (shift - D.sum(1))[:, None] / D.shape[1],
-            None,
-        )  # what is normed adds up to zero: D·1 is the shift
+        # What is normed adds up to zero: D·1 is the shift.
+        D, shift = D + (shift - D.sum(1))[:, None] / D.shape[1], None
         changed[bias] = Array(np.ones(D.shape[1], np.float32))
     elif bias in own:
         changed[bias] = Zeros((D.shape[1],))
