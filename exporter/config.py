@@ -32,8 +32,8 @@ BOOKKEEPING = _words(
 TRAINING = _words(
     """
     activation_dropout attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout
-    embd_pdrop embedding_dropout gradient_checkpointing hidden_dropout hidden_dropout_prob init_std
-    initializer_range layerdrop pretraining_tp resid_pdrop residual_dropout
+    embd_pdrop embed_dropout embedding_dropout gradient_checkpointing hidden_dropout hidden_dropout_prob
+    init_std initializer_range layerdrop pretraining_tp resid_dropout resid_pdrop residual_dropout
     summary_activation summary_first_dropout summary_last_dropout
     summary_proj_to_labels summary_type summary_use_proj tf_legacy_loss use_bfloat16
     """

@@ -21,7 +21,7 @@ from exporter.families import describe, family_of
 from exporter.variants import LayerSizes, sizes_of
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "layers": ("num_hidden_layers", "n_layer"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "ffn": ("intermediate_size", "ffn_dim", "n_inner"),
     "heads": ("num_attention_heads",),
     "kv_heads": ("num_key_value_heads",),
@@ -29,8 +29,8 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "word_embed_proj_dim"),
     "vocab": ("vocab_size",),
 }
-"""Keys of ``config.json`` by what they say. GPT-2's ``n_head`` is not among them: with it the size of a head would
-change."""
+"""Keys of ``config.json`` by what they say. GPT-2's ``n_head`` and GPT-Neo's ``num_heads`` are not among them: with
+either the size of a head would change."""
 
 
 def key_of(checkpoint: Checkpoint, size: str) -> str | None:
@@ -112,11 +112,16 @@ def _with_hidden(
 ) -> dict[str, Any]:
     """The configuration with another width, and with the heads that all layers have, of the size that they had."""
     known, before = family_of(checkpoint).Config.model_fields, describe(checkpoint)
-    values = {"hidden": hidden, "heads": size.heads}
+    values = {"hidden": hidden, "heads": size.heads, "kv_heads": size.kv_heads}
     if not derives_head_size(checkpoint):
-        values |= {"kv_heads": size.kv_heads, "head_dim": before.layers[0].attention.head_dim}
-    spelled = {**SPELLINGS, "heads": (*SPELLINGS["heads"], "n_head")}
-    said = config | {key: value for what, value in values.items() for key in spelled[what] if key in known}
+        values["head_dim"] = before.layers[0].attention.head_dim
+    spelled = {**SPELLINGS, "heads": (*SPELLINGS["heads"], "n_head", "num_heads")}
+    said = config | {
+        key: value
+        for what, value in values.items()
+        for key in spelled[what]
+        if key in known and known[key].annotation is not type(None)
+    }
     described = describe(dataclasses.replace(checkpoint, config=said))
     if (described.hidden_size, described.embedding_scale) != (hidden, before.embedding_scale):
         raise unsupported(
@@ -130,9 +135,13 @@ def _with_hidden(
 def _kind(layer: Layer) -> dict[str, Any]:
     """What configurations say of each layer by its number, where families have layers of several kinds."""
     attention = layer.attention
+    everything = attention.window is None
+    kind = "global" if everything else "local"
     return {
-        "layer_types": "full_attention" if attention.window is None else "sliding_attention",
+        "layer_types": "full_attention" if everything else "sliding_attention",
         "no_rope_layers": int(attention.rope is not None),
+        "attention_layers": kind,
+        "attention_types": [[kind], 1],
     }
 
 

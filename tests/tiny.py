@@ -28,14 +28,17 @@ SMALL: Mapping[str, Any] = {
     "word_embed_proj_dim": 64,
     "num_hidden_layers": 2,
     "n_layer": 2,
+    "num_layers": 2,
     "num_attention_heads": 4,
     "n_head": 4,
+    "num_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 64,
     "n_positions": 64,
     "query_pre_attn_scalar": 24,
     "sliding_window_pattern": 2,
+    "window_size": 5,
     "rms_norm_eps": 0.01,
     "layer_norm_eps": 0.01,
     "layer_norm_epsilon": 0.01,
@@ -45,6 +48,7 @@ SMALL: Mapping[str, Any] = {
     "attention_multiplier": 0.3,
     "residual_multiplier": 0.4,
     "logits_scaling": 2.5,
+    "logit_scale": 0.4,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": None,
@@ -62,6 +66,9 @@ GENERIC: Mapping[str, Mapping[str, Any]] = {
     "biases": {"attention_bias": True},
 }
 """Variants of every family whose configuration has all the keys."""
+
+DERIVED: Mapping[str, frozenset[str]] = {"gpt_bigcode": frozenset(["num_key_value_heads"])}
+"""Keys that transformers writes and does not read."""
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -134,6 +141,19 @@ SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "gptj": {"whole_rotary": {"rotary_dim": 16, "n_inner": 80}},
     "opt": {"no_biases": {"enable_bias": False}, "gelu": {"activation_function": "gelu"}},
+    "gpt_neo": {"no_windows": {"attention_types": [[["global"], 2]]}},
+    "gpt_bigcode": {"by_head": {"multi_query": False, "scale_attn_weights": False}},
+    "codegen": {"whole_rotary": {"rotary_dim": 16, "n_inner": 80}},
+    "stablelm": {
+        "parallel": {"use_parallel_residual": True},
+        "qkv_biases": {"use_qkv_bias": True, "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}},
+    },
+    "cohere2": {"layer_types": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]}},
+    "ernie4_5": {"all_biases": {"use_bias": True}},
+    "glm": {
+        "no_biases": {"attention_bias": False},
+        "whole_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
+    },
     "phi3": {"partial_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}},
 }
 
@@ -141,7 +161,7 @@ SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 def variants() -> Iterator[tuple[str, str]]:
     """Every family with every variant that it can take."""
     for family in families():
-        keys = config_class(family)().to_dict().keys()
+        keys = config_class(family)().to_dict().keys() - DERIVED.get(family, frozenset())
         yield from ((family, name) for name, overrides in GENERIC.items() if overrides.keys() <= keys)
         yield from ((family, name) for name in SPECIAL.get(family, {}))
 
@@ -159,12 +179,15 @@ def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any)
         overrides: further keys of the configuration.
     """
     kind = config_class(family)
-    keys = {
-        key.lstrip("_") for key in kind().to_dict()
-    }  # Gemma keeps sliding_window_pattern as a private key
+    # Gemma keeps sliding_window_pattern as a private key.
+    keys = {key.lstrip("_") for key in kind().to_dict()} - DERIVED.get(family, frozenset())
     special = GENERIC.get(variant) or SPECIAL.get(family, {}).get(variant, {})
     assert special or variant == "default", f"{family} has no variant {variant}"
-    config = kind(**{key: value for key, value in SMALL.items() if key in keys} | special | overrides)
+    given = {key: value for key, value in SMALL.items() if key in keys}
+    if "attention_types" in keys:  # of each layer, and not so many by default as there are
+        count = overrides.get("num_hidden_layers", given["num_layers"])
+        given["attention_types"] = [[["global" if i % 2 else "local"], 1] for i in range(count)]
+    config = kind(**given | special | overrides)
     architecture = families()[family].ARCHITECTURES[0]
     with torch.device("meta"):
         model = getattr(transformers, architecture)(config)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from exporter.config import Epsilon, HeadsConfig
 from exporter.decoder import Activation, Attention, Decoder, FeedForward, Layer, Linear, Norm, Part, Rope
+from exporter.families._rows import pairs_apart, slices
 from exporter.rope import rope_of
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -20,26 +21,33 @@ ACTIVATIONS: dict[str, Activation] = {
 Ungated = Literal["gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
 
-class GatedConfig(HeadsConfig):
+class BlocksConfig(HeadsConfig):
+    """Keys of a decoder of attention and gated feed-forwards, and what a family makes of them: `activation`, `norm`."""
+
+    tie_word_embeddings: bool = False
+
+    @property
+    def activation(self) -> Activation:
+        """Of the gates."""
+        return "silu"
+
+    def norm(self, name: str, channels: int) -> Norm:
+        """A norm of so many channels, by the name of its tensors."""
+        raise NotImplementedError
+
+
+class GatedConfig(BlocksConfig):
     """Keys of a decoder shaped like Llama."""
 
     hidden_act: Literal["silu"] = "silu"
     rms_norm_eps: Epsilon = 1e-6
-    tie_word_embeddings: bool = False
+
+    def norm(self, name: str, channels: int) -> Norm:
+        return rms_norm(name, channels, self.rms_norm_eps)
 
 
 def linear(name: str, out: int, into: int, *, bias: bool = False) -> Linear:
     return Linear(Part(f"{name}.weight", (out, into)), Part(f"{name}.bias", (out,)) if bias else None)
-
-
-def slices(name: str, into: int, *sizes: int) -> list[Linear]:
-    """Linear maps that are stored one under the other as one tensor, with ``sizes`` rows each."""
-    total, at, parts = sum(sizes), 0, []
-    for size in sizes:
-        rows = ((at, at + size),)
-        parts.append(Linear(Part(f"{name}.weight", (size, into), stored=(total, into), rows=rows)))
-        at += size
-    return parts
 
 
 def head(embedding: Part, *, tied: bool, name: str = "lm_head", bias: bool = False) -> Linear:
@@ -52,8 +60,10 @@ def rms_norm(name: str, size: int, epsilon: float, *, plus: float = 0.0) -> Norm
     return Norm("rms", Part(f"{name}.weight", (size,), plus=plus), epsilon)
 
 
-def layer_norm(name: str, size: int, epsilon: float) -> Norm:
-    return Norm("layer", Part(f"{name}.weight", (size,)), epsilon, Part(f"{name}.bias", (size,)))
+def layer_norm(name: str, size: int, epsilon: float, *, bias: bool = True) -> Norm:
+    return Norm(
+        "layer", Part(f"{name}.weight", (size,)), epsilon, Part(f"{name}.bias", (size,)) if bias else None
+    )
 
 
 def gated_ffn(at: str, hidden: int, inner: int, activation: Activation, *, bias: bool = False) -> FeedForward:
@@ -63,6 +73,12 @@ def gated_ffn(at: str, hidden: int, inner: int, activation: Activation, *, bias:
         down=linear(f"{at}.down_proj", hidden, inner, bias=bias),
         activation=activation,
     )
+
+
+def packed_ffn(at: str, hidden: int, inner: int, activation: Activation) -> FeedForward:
+    """The same with gate and up in one tensor."""
+    gate, up = slices(linear(f"{at}.gate_up_proj", 2 * inner, hidden), inner, inner)
+    return FeedForward(gate=gate, up=up, down=linear(f"{at}.down_proj", hidden, inner), activation=activation)
 
 
 def attention(
@@ -104,47 +120,53 @@ def attention(
 
 
 def gated_layers(
-    config: GatedConfig,
+    config: BlocksConfig,
     *,
     windows: Sequence[int | None] | None = None,
+    ropes: Sequence[Rope | None] | None = None,
     qkv_bias: bool = False,
     o_bias: bool = False,
     ffn_bias: bool = False,
     qk_norm: bool = False,
+    pairs_together: bool = False,
+    parallel: bool = False,
 ) -> list[Layer]:
-    """Layers shaped like Llama's: RMSNorm before each block, rotary attention, a gated feed-forward.
+    """Layers shaped like Llama's: a norm before each block, rotary attention, a gated feed-forward.
 
     Args:
         windows: of each layer; None for full attention everywhere.
-        qk_norm: RMSNorm over each head of q and k.
+        ropes: of each layer, None for no positions; what `rope_of` says for all of them by default.
+        qk_norm: a norm over each head of q and k.
+        pairs_together: whether rotary pairs lie as `pairs_apart` finds them.
+        parallel: attention and feed-forward side by side behind one norm.
     """
-    hidden, rope = config.hidden_size, rope_of(config)
+    hidden, count = config.hidden_size, config.num_hidden_layers
 
-    def norm(name: str, channels: int = hidden) -> Norm:
-        return rms_norm(name, channels, config.rms_norm_eps)
-
-    def layer(at: str, window: int | None) -> Layer:
+    def layer(at: str, window: int | None, rope: Rope | None) -> Layer:
+        attended = attention(
+            f"{at}.self_attn",
+            config,
+            scale=config.head_size**-0.5,
+            rope=rope,
+            window=window,
+            qkv_bias=qkv_bias,
+            o_bias=o_bias,
+            qk_norm=config.norm if qk_norm else None,
+        )
         return Layer(
-            attention=attention(
-                f"{at}.self_attn",
-                config,
-                scale=config.head_size**-0.5,
-                rope=rope,
-                window=window,
-                qkv_bias=qkv_bias,
-                o_bias=o_bias,
-                qk_norm=norm if qk_norm else None,
-            ),
-            ffn=gated_ffn(f"{at}.mlp", hidden, config.intermediate_size, config.hidden_act, bias=ffn_bias),
-            attention_norm=norm(f"{at}.input_layernorm"),
-            ffn_norm=norm(f"{at}.post_attention_layernorm"),
+            attention=pairs_apart(attended) if pairs_together else attended,
+            ffn=gated_ffn(f"{at}.mlp", hidden, config.intermediate_size, config.activation, bias=ffn_bias),
+            attention_norm=config.norm(f"{at}.input_layernorm", hidden),
+            ffn_norm=None if parallel else config.norm(f"{at}.post_attention_layernorm", hidden),
+            parallel=parallel,
         )
 
-    windows = windows or [None] * config.num_hidden_layers
-    return [layer(f"model.layers.{i}", window) for i, window in enumerate(windows)]
+    windows, ropes = windows or [None] * count, ropes or [rope_of(config)] * count
+    each = zip(windows, ropes, strict=True)
+    return [layer(f"model.layers.{i}", window, rope) for i, (window, rope) in enumerate(each)]
 
 
-def gated_decoder(family: str, config: GatedConfig, layers: Sequence[Layer]) -> Decoder:
+def gated_decoder(family: str, config: BlocksConfig, layers: Sequence[Layer]) -> Decoder:
     """What stands around such layers: embedding, last norm, head."""
     embedding = Part("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     return Decoder(
@@ -154,6 +176,6 @@ def gated_decoder(family: str, config: GatedConfig, layers: Sequence[Layer]) -> 
         context_length=config.max_position_embeddings,
         embedding=embedding,
         layers=tuple(layers),
-        norm=rms_norm("model.norm", config.hidden_size, config.rms_norm_eps),
+        norm=config.norm("model.norm", config.hidden_size),
         head=head(embedding, tied=config.tie_word_embeddings),
     )

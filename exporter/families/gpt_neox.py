@@ -10,8 +10,9 @@ from typing import Self
 import pydantic
 
 from exporter.config import Epsilon, HeadsConfig, Positive, Share, Size
-from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Part
+from exporter.decoder import Attention, Decoder, FeedForward, Layer, Part
 from exporter.families._blocks import ACTIVATIONS, Ungated, head, layer_norm, linear
+from exporter.families._rows import thirds
 from exporter.rope import DEFAULT_THETA, rope_of
 
 ARCHITECTURES = ("GPTNeoXForCausalLM",)
@@ -50,26 +51,19 @@ def describe(config: Config) -> Decoder:
     rope = rope_of(config, theta=config.rotary_emb_base, partial=config.rotary_pct)
     embedding = Part("gpt_neox.embed_in.weight", (config.vocab_size, hidden))
 
-    def of_each_head(name: str, which: int) -> Linear:
-        """q, k or v out of rows that lie as [H, 3, D]."""
-        rows = tuple(((3 * h + which) * size, (3 * h + which + 1) * size) for h in range(heads))
-        bias = Part(f"{name}.bias", (hidden,), stored=(3 * hidden,), rows=rows)
-        return Linear(
-            Part(f"{name}.weight", (hidden, hidden), stored=(3 * hidden, hidden), rows=rows),
-            bias if config.attention_bias else None,
-        )
-
     def layer(at: str) -> Layer:
-        qkv = f"{at}.attention.query_key_value"
+        bias = config.attention_bias
+        packed = linear(f"{at}.attention.query_key_value", 3 * hidden, hidden, bias=bias)
+        q, k, v = thirds(packed, heads)
         return Layer(
             attention=Attention(
                 heads=heads,
                 kv_heads=heads,
                 head_dim=size,
-                q=of_each_head(qkv, 0),
-                k=of_each_head(qkv, 1),
-                v=of_each_head(qkv, 2),
-                o=linear(f"{at}.attention.dense", hidden, hidden, bias=config.attention_bias),
+                q=q,
+                k=k,
+                v=v,
+                o=linear(f"{at}.attention.dense", hidden, hidden, bias=bias),
                 scale=size**-0.5,
                 rope=rope,
             ),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from exporter.config import Epsilon, Share, Size
-from exporter.decoder import Attention, Decoder, FeedForward, Layer
-from exporter.families._blocks import GatedConfig, gated_decoder, linear, rms_norm, slices
+from exporter.decoder import Attention, Decoder, Layer
+from exporter.families._blocks import GatedConfig, gated_decoder, linear, packed_ffn
+from exporter.families._rows import slices
 from exporter.rope import rope_of
 
 ARCHITECTURES = ("Phi3ForCausalLM",)
@@ -29,14 +30,14 @@ class Config(GatedConfig):
 
 
 def describe(config: Config) -> Decoder:
-    hidden, inner, epsilon = config.hidden_size, config.intermediate_size, config.rms_norm_eps
+    hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads, size = config.num_attention_heads, config.kv_heads, config.head_size
     rope = rope_of(config, partial=config.partial_rotary_factor)
 
     def layer(at: str) -> Layer:
         kv_size = kv_heads * size
-        q, k, v = slices(f"{at}.self_attn.qkv_proj", hidden, heads * size, kv_size, kv_size)
-        gate, up = slices(f"{at}.mlp.gate_up_proj", hidden, inner, inner)
+        packed = linear(f"{at}.self_attn.qkv_proj", heads * size + 2 * kv_size, hidden)
+        q, k, v = slices(packed, heads * size, kv_size, kv_size)
         return Layer(
             attention=Attention(
                 heads=heads,
@@ -50,14 +51,9 @@ def describe(config: Config) -> Decoder:
                 rope=rope,
                 window=config.sliding_window,
             ),
-            ffn=FeedForward(
-                gate=gate,
-                up=up,
-                down=linear(f"{at}.mlp.down_proj", hidden, inner),
-                activation=config.hidden_act,
-            ),
-            attention_norm=rms_norm(f"{at}.input_layernorm", hidden, epsilon),
-            ffn_norm=rms_norm(f"{at}.post_attention_layernorm", hidden, epsilon),
+            ffn=packed_ffn(f"{at}.mlp", hidden, inner, config.activation),
+            attention_norm=config.norm(f"{at}.input_layernorm", hidden),
+            ffn_norm=config.norm(f"{at}.post_attention_layernorm", hidden),
         )
 
     return gated_decoder(

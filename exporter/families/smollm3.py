@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar, Literal
 
 from exporter.config import Layers, LayerType, Size, invalid, windows_of
-from exporter.decoder import Decoder, Layer
+from exporter.decoder import Decoder
 from exporter.families._blocks import GatedConfig, gated_decoder, gated_layers
+from exporter.rope import rope_of
 
 ARCHITECTURES = ("SmolLM3ForCausalLM",)
 
@@ -50,16 +50,13 @@ class Config(GatedConfig):
 
 
 def describe(config: Config) -> Decoder:
-    bias = config.attention_bias
+    bias, rope = config.attention_bias, rope_of(config)
     layers = gated_layers(
-        config, windows=config.windows(), qkv_bias=bias, o_bias=bias, ffn_bias=config.mlp_bias
+        config,
+        windows=config.windows(),
+        ropes=[rope if rotates else None for rotates in config.rotates()],
+        qkv_bias=bias,
+        o_bias=bias,
+        ffn_bias=config.mlp_bias,
     )
-    placed = [
-        layer if rotates else _without_positions(layer)
-        for layer, rotates in zip(layers, config.rotates(), strict=True)
-    ]
-    return gated_decoder("smollm3", config, placed)
-
-
-def _without_positions(layer: Layer) -> Layer:
-    return dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rope=None))
+    return gated_decoder("smollm3", config, layers)

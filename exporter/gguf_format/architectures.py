@@ -83,6 +83,10 @@ _GEMMA_NORMS = (
 _BEHIND = tuple(f"{_LAYER}.post_{block}_layernorm" for block in ("attention", "feedforward"))
 _BLOCK = "transformer.h.{}"
 _CONV1D = tuple(f"{_BLOCK}.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
+_GPT = (
+    *("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"),
+    *(f"{_BLOCK}.ln_1", f"{_BLOCK}.ln_2", *_CONV1D),
+)
 _NEOX = "gpt_neox.layers.{}"
 
 _PAIRS_APART: Mapping[str, Undo] = {
@@ -117,6 +121,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         (*_OUTSIDE, *_NORMS, *_ATTENTION, *(f"{_LAYER}.mlp.{name}" for name in ("c_fc", "c_proj"))),
         configurations.starcoder2,
     ),
+    "stablelm": Architecture(
+        "StableLmForCausalLM",
+        "stablelm",
+        (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED),
+        configurations.stablelm,
+    ),
     "phi2": Architecture(
         "PhiForCausalLM",
         "phi",
@@ -138,6 +148,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "qwen3",
         (*_OUTSIDE, *_NORMS, *_HEAD_NORMS, *_ATTENTION, *_GATED),
         configurations.qwen3,
+    ),
+    "gemma": Architecture(
+        "GemmaForCausalLM",
+        "gemma",
+        (*_OUTSIDE[:2], *_NORMS, *_ATTENTION, *_GATED),
+        configurations.gemma,
+        dict.fromkeys((*_NORMS, "model.norm"), _without_one),
     ),
     "gemma3": Architecture(
         "Gemma3ForCausalLM",
@@ -162,18 +179,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt2": Architecture(
         "GPT2LMHeadModel",
         "gpt2",
-        (
-            "transformer.wte",
-            "transformer.wpe",
-            "transformer.ln_f",
-            "lm_head",
-            f"{_BLOCK}.ln_1",
-            f"{_BLOCK}.ln_2",
-            *_CONV1D,
-        ),
+        _GPT,
         configurations.gpt2,
         dict.fromkeys(_CONV1D, _transposed),
     ),
+    "starcoder": Architecture("GPTBigCodeForCausalLM", "gpt_bigcode", _GPT, configurations.starcoder),
     "gptneox": Architecture(
         "GPTNeoXForCausalLM",
         "gpt_neox",

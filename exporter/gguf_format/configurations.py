@@ -49,6 +49,17 @@ def phi3(keys: Keys) -> Config:
     }
 
 
+def gemma(keys: Keys) -> Config:
+    config = _gated_config(keys)
+    head_dim = _head_dim(keys, config)
+    return config | {
+        "hidden_act": "gelu_pytorch_tanh",
+        "head_dim": head_dim,
+        "attention_bias": False,
+        **rope_keys(keys, _rotated(keys, head_dim)),
+    }
+
+
 def gemma3(keys: Keys) -> Config:
     config = _gated_config(keys)
     head_dim = _head_dim(keys, config)
@@ -102,6 +113,22 @@ def starcoder2(keys: Keys) -> Config:
     }
 
 
+def stablelm(keys: Keys) -> Config:
+    """Converters write ``use_parallel_residual`` whatever the model does; llama.cpp goes by the second norm."""
+    config = _sizes(keys)
+    head_dim = _head_dim(keys, config)
+    rotated = keys.size("rope.dimension_count", head_dim)
+    keys.inert("use_parallel_residual")
+    return config | {
+        "hidden_act": "silu",
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "partial_rotary_factor": share(rotated, head_dim),
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in keys.header.tensors,
+        "use_qkv_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+        **rope_keys(keys, rotated),
+    }
+
+
 def phi2(keys: Keys) -> Config:
     config = _sizes(keys)
     head_dim = _head_dim(keys, config)
@@ -126,6 +153,11 @@ def gpt2(keys: Keys) -> Config:
         "layer_norm_epsilon": keys.number("attention.layer_norm_epsilon"),
         "activation_function": "gelu_new",
     }
+
+
+def starcoder(keys: Keys) -> Config:
+    keys.only("attention.head_count_kv", 1)
+    return gpt2(keys) | {"activation_function": "gelu_pytorch_tanh", "multi_query": True}
 
 
 def gptneox(keys: Keys) -> Config:

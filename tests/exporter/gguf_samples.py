@@ -49,6 +49,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     ),
     "qwen2": lambda: transformers.Qwen2Config(**DIMS, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**DIMS, head_dim=24, tie_word_embeddings=False),
+    "gemma": lambda: transformers.GemmaConfig(**DIMS, head_dim=16),
     "gemma3": lambda: transformers.Gemma3TextConfig(
         **{**DIMS, "num_hidden_layers": 7}, head_dim=16, query_pre_attn_scalar=16, sliding_window=8
     ),
@@ -71,6 +72,11 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "olmo2": lambda: transformers.Olmo2Config(**DIMS, rms_norm_eps=1e-5, pad_token_id=0),
     "starcoder2": lambda: transformers.Starcoder2Config(
         **DIMS, bos_token_id=0, eos_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+    ),
+    "stablelm": lambda: transformers.StableLmConfig(**DIMS, use_qkv_bias=True),
+    "stablelm-parallel": lambda: transformers.StableLmConfig(**DIMS, use_parallel_residual=True),
+    "starcoder": lambda: transformers.GPTBigCodeConfig(
+        vocab_size=VOCAB, n_positions=128, n_embd=64, n_layer=2, n_head=4
     ),
     "phi2": lambda: transformers.PhiConfig(**DIMS, tie_word_embeddings=False),
     "gptneox": lambda: transformers.GPTNeoXConfig(
@@ -108,7 +114,7 @@ def convert(
     """
     config = model.config
     kind = config.model_type.removesuffix("_text").replace("gpt_neox", "gptneox")
-    kind = "phi2" if kind == "phi" else kind
+    kind = {"phi": "phi2", "gpt_bigcode": "starcoder"}.get(kind, kind)
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     writer = gguf.GGUFWriter(path, kind)
     _write_keys(writer, kind, config)
@@ -160,9 +166,11 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_head_count(config.num_attention_heads)
-    if kind == "gpt2":
+    if kind in ("gpt2", "starcoder"):
         writer.add_feed_forward_length(4 * config.hidden_size)
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        if kind == "starcoder":
+            writer.add_head_count_kv(1)
         return
     writer.add_feed_forward_length(config.intermediate_size)
     if kind == "gptneox":
@@ -176,7 +184,11 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     writer.add_head_count_kv(config.num_key_value_heads)
-    if kind == "phi2":
+    if kind in ("phi2", "stablelm"):
+        if kind == "stablelm":
+            writer.add_parallel_residual(
+                True
+            )  # the converter's default, where the configuration says nothing
         writer.add_layer_norm_eps(config.layer_norm_eps)
         writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
         return
@@ -214,7 +226,7 @@ def _converted(kind: str, name: str, values: np.ndarray, config: Any) -> np.ndar
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         return halves.swapaxes(1, 2).reshape(values.shape)
-    if kind == "gemma3" and name.endswith("norm.weight"):
+    if kind in ("gemma", "gemma3") and name.endswith("norm.weight"):
         return values + np.float32(1)
     if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return values.T

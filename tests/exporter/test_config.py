@@ -24,6 +24,7 @@ from exporter.families import describe, families, family_of
 CONFIGS = Path(__file__).parent / "configs"
 
 PARAMETERS = {
+    "ERNIE-4.5-0.3B-PT": 360_748_032,
     "Llama-2-7b-hf": 6_738_415_616,
     "Llama-3.2-1B": 1_235_814_400,
     "Mistral-7B-v0.1": 7_241_732_096,
@@ -35,18 +36,26 @@ PARAMETERS = {
     "SmolLM2-135M-Instruct": 134_515_008,
     "SmolLM3-3B": 3_075_098_624,
     "TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "c4ai-command-r-v01": 34_980_831_232,
+    "c4ai-command-r7b-12-2024": 8_028_033_024,
+    "codegen-350M-mono": 356_712_448,
     "distilgpt2": 81_912_576,
     "gemma-2-2b": 2_614_341_888,
+    "gemma-2b": 2_506_172_416,
     "gemma-3-1b-it": 999_885_952,
     "gemma-3-270m": 268_098_176,
+    "glm-4-9b-chat-hf": 9_399_951_360,
     "gpt-j-6b": 6_050_882_784,
+    "gpt-neo-125m": 125_198_592,
     "gpt-neox-20b": 20_554_567_680,
     "gpt2": 124_439_808,
     "granite-3.3-8b-instruct": 8_170_864_640,
     "opt-125m": 125_239_296,
     "phi-2": 2_779_683_840,
     "pythia-70m": 70_426_624,
+    "stablelm-3b-4e1t": 2_795_443_200,
     "starcoder2-3b": 3_030_371_328,
+    "starcoderbase-1b": 1_137_207_296,
 }
 """As the models' authors and their model pages give them."""
 
@@ -95,7 +104,10 @@ def test_phi4_mini_is_refused_for_longrope() -> None:
     assert "longrope" in error.cause
 
 
-DERIVED = ("num_key_value_heads", "head_dim", "layer_types", "no_rope_layers", "word_embed_proj_dim")
+DERIVED = (
+    *("num_key_value_heads", "head_dim", "layer_types", "no_rope_layers", "word_embed_proj_dim"),
+    *("attention_types", "attention_layers"),
+)
 """Keys that follow from others where they are left out, there as here."""
 
 
@@ -141,6 +153,11 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
         ("OLMo-2-0425-1B", {"clip_qkv": 8.0}, "clip_qkv"),
         ("opt-125m", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
         ("Mistral-7B-v0.1", {"layer_types": ["full_attention"] * 32}, "layer_types"),
+        ("stablelm-3b-4e1t", {"qk_layernorm": True}, "qk_layernorm"),
+        ("c4ai-command-r-v01", {"use_qk_norm": True}, "use_qk_norm"),
+        ("c4ai-command-r7b-12-2024", {"use_parallel_block": False}, "use_parallel_block"),
+        ("gemma-2b", {"hidden_activation": "gelu"}, "hidden_activation"),
+        ("gemma-2b", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )
 def test_an_unknown_feature_is_named(name: str, change: dict[str, Any], word: str) -> None:
@@ -180,6 +197,12 @@ def test_an_unknown_feature_is_named(name: str, change: dict[str, Any], word: st
         ("gemma-3-270m", {"layer_types": ["full_attention"]}, "layer_types"),
         ("gemma-3-270m", {"layer_types": ["chunked_attention"] * 18}, "layer_types"),
         ("Qwen2.5-0.5B", {"layer_types": ["sliding_attention"] * 24}, "sliding_window"),
+        ("gpt-neo-125m", {"attention_types": [[["global"], 12]]}, "attention_types"),
+        ("gpt-neo-125m", {"num_layers": 11}, "num_layers"),
+        ("starcoderbase-1b", {"num_key_value_heads": 16}, "num_key_value_heads"),
+        ("codegen-350M-mono", {"n_embd": 1022, "n_head": 7, "rotary_dim": 2}, "n_embd"),
+        ("stablelm-3b-4e1t", {"head_dim": 64}, "head_dim"),
+        ("c4ai-command-r7b-12-2024", {"sliding_window": None}, "sliding_window"),
     ],
 )
 def test_an_invalid_value_is_named(name: str, change: dict[str, Any], word: str) -> None:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from tiny import GENERIC, tiny, variants
 from transformers.models.gemma3 import modeling_gemma3
@@ -223,13 +224,14 @@ BITING = {
     "mistral": "window",
     "phi3": "window",
     "starcoder2": "window",
+    "cohere2": "layer_types",
 }
 
 
 @FAMILIES
 def test_every_choice_is_proven(family: str) -> None:
     """Each thing that a description says, said otherwise, shows in the logits."""
-    overrides = {"sliding_window": 5} if family.startswith("gemma") else {}
+    overrides = {"sliding_window": 5} if family in ("gemma2", "gemma3") else {}
     checkpoint = tiny(family, variant=BITING.get(family, "default"), **overrides)
     decoder, weights = matched(checkpoint)
     tokens = random_tokens(1)
@@ -311,6 +313,12 @@ def test_names_and_keys_are_those_that_transformers_writes(family: str, tied: bo
             [f"gpt_neox.layers.0.attention.{n}" for n in ("bias", "masked_bias", "rotary_emb.inv_freq")],
         ),
         ("gptj", "", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"]),
+        (
+            "gpt_neo",
+            "",
+            ["transformer.h.0.attn.attention.bias", "transformer.h.1.attn.attention.masked_bias"],
+        ),
+        ("codegen", "", ["transformer.h.0.attn.causal_mask", "transformer.h.1.attn.masked_bias"]),
         ("llama", "", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
         ("opt", "model.", []),
     ],
@@ -320,11 +328,20 @@ def test_files_of_the_hub_that_name_tensors_otherwise(family: str, strip: str, b
     checkpoint = tiny(family)
     named = {name.removeprefix(strip): weight for name, weight in checkpoint.weights.items()}
     stored = named | {name: Array(np.ones(3)) for name in buffers}
-    old = dataclasses.replace(checkpoint, weights=with_base_prefix(stored, checkpoint.architecture))
+    old = with_base_prefix(dataclasses.replace(checkpoint, weights=stored))
     tokens = random_tokens(1, 5)
     theirs = Reference(checkpoint).logits(tokens)
     assert error(Graph(*matched(old)).logits(tokens), theirs) < TOLERANCE
     np.testing.assert_array_equal(Reference(old).logits(tokens), theirs)
+
+
+@FAMILIES
+def test_a_checkpoint_of_the_base_model_has_the_same_tensors(family: str) -> None:
+    checkpoint = tiny(family)
+    prefix = getattr(transformers, checkpoint.architecture).base_model_prefix + "."
+    bare = {name.removeprefix(prefix): weight for name, weight in checkpoint.weights.items()}
+    assert bare.keys() != checkpoint.weights.keys()
+    assert with_base_prefix(dataclasses.replace(checkpoint, weights=bare)).weights == checkpoint.weights
 
 
 @FAMILIES

@@ -15,7 +15,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError
 from exporter.families import describe, families
 from exporter.match import matched
-from exporter.resizing import resized_config
+from exporter.resizing import derives_head_size, resized_config
 from exporter.sources import hf_directory
 from exporter.variants import KEY, LayerSizes, sizes_of, variant_of, with_sizes
 from exporter.weights import Array
@@ -35,12 +35,13 @@ def pruned(family: str, sizes: list[LayerSizes], **options: object) -> Checkpoin
 
 
 def sizes_for(family: str, ffn: tuple[int, int], lost: tuple[int, int]) -> list[LayerSizes]:
-    """Sizes of two layers; ``lost`` counts KV groups."""
+    """Sizes of two layers; ``lost`` counts KV groups, or heads where all of them are one group."""
     found = []
     for layer, inner, groups in zip(describe(tiny(family)).layers, ffn, lost, strict=True):
         whole = sizes_of(layer)
-        kv_heads = whole.kv_heads - groups * loses_heads(family)
-        heads = whole.heads * kv_heads // whole.kv_heads
+        alone = whole.kv_heads == 1
+        kv_heads = whole.kv_heads - groups * (loses_heads(family) and not alone)
+        heads = whole.heads - groups if alone else whole.heads * kv_heads // whole.kv_heads
         found.append(LayerSizes(ffn=inner, heads=heads, kv_heads=kv_heads))
     return found
 
@@ -81,7 +82,7 @@ def test_equal_feed_forwards_are_said_by_the_familys_own_key(family: str, tmp_pa
 @pytest.mark.parametrize("family", sorted(families()))
 def test_equal_heads_are_said_by_the_familys_own_keys_where_it_has_them(family: str) -> None:
     checkpoint = pruned(family, sizes_for(family, (96, 96), (1, 1)))
-    assert (KEY in checkpoint.config) == (family in ("gpt2", "gpt_neox", "gptj", "opt"))
+    assert (KEY in checkpoint.config) == (derives_head_size(checkpoint) and loses_heads(family))
 
 
 @pytest.mark.parametrize("family", sorted(families()))
