@@ -1,11 +1,12 @@
 """An int8 key/value cache: what each channel of it needs to hold, and attention that reads and writes codes.
 
-    K̂ = s · round(K / s),  s = absmax / 127  for each head and channel, keys after their rotation
+    K̂ = s · round(K / s),  s = absmax / 127  for each head and channel, keys after their rotation to any place
 
 onnxruntime's GroupQueryAttention rounds keys and values as it appends them and multiplies by the codes, so the cache
 takes a quarter of the memory. Scales are constants of the graph: they come from the keys and values of a calibration
-text. Channels are the axis to keep apart: a few channels of the keys are large in every token (Hooper et al. 2024,
-KVQuant; Liu et al. 2024, KIVI), and rotation leaves a pair of channels its size.
+text, keys as they would be anywhere in the context (`calibration.rotary_reach`). Channels are the axis to keep apart:
+a few channels of the keys are large in every token (Hooper et al. 2024, KVQuant; Liu et al. 2024, KIVI), and rotation
+leaves a pair of channels its size.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import Self
 import numpy as np
 import onnx_ir as ir
 
+from calibration.int8 import scale_of
+from calibration.rotary_reach import Rotation, reach, rotation_of
+from calibration.statistics.hessian import require_finite
 from exporter.errors import unsupported
 from graph_passes.matching import MICROSOFT, initializer, role_of
 
 BITS = 8
-LARGEST = 127
-"""Largest code in size: −128 is left out, so that the grid is symmetric."""
 SCALES = (12, 13)
 """Inputs of GroupQueryAttention that are the scales of keys and of values."""
 PAST = {1: 3, 2: 4}
@@ -41,10 +43,16 @@ class CacheRanges:
     largest: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, presents: Mapping[str, np.ndarray]) -> Self:
-        """With the caches of one more batch, ``[B, K, T, D]`` by name, every token of them real."""
+    def add(self, presents: Mapping[str, np.ndarray], rotations: Mapping[str, Rotation]) -> Self:
+        """With the caches of one more batch.
+
+        Args:
+            presents: ``[B, K, T, D]`` by name, every token of them real, from the first place on.
+            rotations: of those that hold rotated keys.
+        """
         batch, _, length, _ = next(iter(presents.values())).shape
-        seen = {name: np.abs(array).max(axis=(0, 2)) for name, array in presents.items()}
+        sizes = {n: reach(a, rotations[n]) if n in rotations else np.abs(a) for n, a in presents.items()}
+        seen = {name: size.max(axis=(0, 2)) for name, size in sizes.items()}
         return self.merge(dataclasses.replace(self, largest=seen, tokens=batch * length))
 
     def merge(self, other: Self) -> Self:
@@ -55,11 +63,25 @@ class CacheRanges:
         return dataclasses.replace(self, largest=largest, tokens=self.tokens + other.tokens)
 
     def scales(self) -> dict[str, np.ndarray]:
-        """Float32 ``[1, K, 1, D]`` by name; 1 for a channel that was always zero."""
-        return {
-            name: np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))[None, :, None, :]
-            for name, largest in self.largest.items()
-        }
+        """Float32 ``[1, K, 1, D]`` by name; 1 for a channel that was always zero.
+
+        Raises:
+            OnnxGptError: ``activations-not-finite``.
+        """
+        for name, largest in self.largest.items():
+            require_finite(largest, name)
+        return {name: scale_of(largest)[None, :, None, :] for name, largest in self.largest.items()}
+
+
+def rotations_of(model: ir.Model) -> dict[str, Rotation]:
+    """How the keys of each cache are turned, by the cache's name; caches whose keys are not, left out.
+
+    Raises:
+        OnnxGptError: ``cannot-quantize-cache``.
+    """
+    nodes = attentions_with_cache(model)
+    found = {str(node.outputs[1].name): rotation_of(node) for node in nodes}
+    return {name: rotation for name, rotation in found.items() if rotation is not None}
 
 
 def attentions_with_cache(model: ir.Model) -> list[ir.Node]:

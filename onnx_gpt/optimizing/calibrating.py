@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from calibration.data.documents import Document, Render, digest_of, documents_of, files_of
 from calibration.data.windows import Encoder, Windows, pack
-from calibration.kv_cache import CacheRanges
+from calibration.kv_cache import CacheRanges, rotations_of
 from calibration.statistics.half_range import HalfFit, HalfRange
 from calibration.statistics.histogram import Distribution, Histogram
 from exporter.checkpoint import Opened
@@ -74,13 +74,12 @@ def cache_ranges(model: ir.Model, windows: np.ndarray, folder: Path, progress: P
         windows: int64 ``[N, S]``, every token real.
         folder: made for the graph while it runs.
     """
-    ranges = CacheRanges()
+    ranges, rotations = CacheRanges(), rotations_of(model)
     with runnable(model, folder, progress) as candidate:
         for i, window in enumerate(windows):
             _, cache = candidate.run(window[None], keep=1)
-            ranges = ranges.add(
-                {name.replace("past_key_values", "present", 1): a for name, a in cache.items()}
-            )
+            presents = {name.replace("past_key_values", "present", 1): a for name, a in cache.items()}
+            ranges = ranges.add(presents, rotations)
             progress.advance(i + 1, len(windows), "windows of calibration text")
     return ranges
 

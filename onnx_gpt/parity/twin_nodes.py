@@ -67,7 +67,7 @@ def multiply(floats: Floats, one: Coded, weight: Weight) -> None:
 def _product(one: Coded, table: ir.Value) -> None:
     node = one.node
     bias = node.inputs[5] if len(node.inputs) > 5 else None
-    name = f"{node.name}.float"
+    name = f"{node.name}.twin"
     inputs = [_unrounded(node.inputs[0]), table]
     product = make("FusedMatMul", inputs, name, domain=MICROSOFT, role=one.role, transB=1)
     new, output = [product], product.outputs[0]
@@ -83,7 +83,7 @@ def _product(one: Coded, table: ir.Value) -> None:
 def _lookup(graph: ir.Graph, one: Coded, table: ir.Value, columns: int) -> None:
     """Rows of the table in blocks, ``[…, K/block, block]``, the last one padded, as the codes came."""
     node = one.node
-    name = f"{node.name}.float"
+    name = f"{node.name}.twin"
     rows = make("Gather", [table, node.inputs[1]], name, role=one.role, axis=0)
     new, output = [rows], rows.outputs[0]
     blocks = -(-one.shape[1] // one.block)
@@ -109,7 +109,7 @@ def _blocks_product(node: ir.Node, blocks: ir.Value) -> None:
     assert share is not None, f"{node.name} rounds its inputs in a way that is not known here"
     (use,) = node.outputs[0].uses()
     assert use.node.op_type == "Mul" and use.node.inputs[1 - use.idx] is share.inputs[1]
-    product = make("MatMul", [share.inputs[0], blocks], f"{node.name}.float")
+    product = make("MatMul", [share.inputs[0], blocks], f"{node.name}.twin")
     replace(use.node, [node, use.node], [product], [(use.node.outputs[0], product.outputs[0])])
 
 

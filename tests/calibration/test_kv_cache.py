@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.kv_cache import CacheRanges, attentions_with_cache, quantize_cache
+from calibration.kv_cache import CacheRanges, attentions_with_cache, quantize_cache, rotations_of
 from exporter.decoder import Decoder
 from exporter.errors import Exit, OnnxGptError
 from graph_passes import ORT_PIPELINE, run_pipeline
@@ -50,7 +50,7 @@ def ranges_of(model: ir.Model, described: Decoder, seed: int = 0) -> CacheRanges
     ids = np.random.default_rng(seed).integers(0, VOCAB, (8, 24))
     caches = presents_of(model, described, ids)
     del caches["logits"]
-    return CacheRanges().add(caches)
+    return CacheRanges().add(caches, rotations_of(model))
 
 
 def kl(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -69,19 +69,27 @@ def kl(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_ranges_of_pieces_are_those_of_the_whole(seed: int, sizes: list[int]) -> None:
     whole = np.random.default_rng(seed).normal(size=(2, 3, sum(sizes), 4)).astype(np.float32)
     cuts = np.split(whole, np.cumsum(sizes)[:-1], axis=2)
-    together = CacheRanges().add({"present.0.key": whole})
+    together = CacheRanges().add({"present.0.key": whole}, {})
     streamed, merged = CacheRanges(), CacheRanges()
     for cut in cuts:
-        streamed = streamed.add({"present.0.key": cut})
-        merged = CacheRanges().add({"present.0.key": cut}).merge(merged)
+        streamed = streamed.add({"present.0.key": cut}, {})
+        merged = CacheRanges().add({"present.0.key": cut}, {}).merge(merged)
     for other in (streamed, merged):
         assert other.tokens == together.tokens == 2 * sum(sizes)
         np.testing.assert_array_equal(other.largest["present.0.key"], together.largest["present.0.key"])
 
 
 def test_a_channel_that_is_always_zero_has_a_scale_that_divides() -> None:
-    ranges = CacheRanges().add({"present.0.value": np.zeros((1, 1, 4, 8), np.float32)})
+    ranges = CacheRanges().add({"present.0.value": np.zeros((1, 1, 4, 8), np.float32)}, {})
     np.testing.assert_array_equal(ranges.scales()["present.0.value"], np.ones((1, 1, 1, 8), np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_cache_that_holds_no_numbers_has_no_scales(bad: float) -> None:
+    ranges = CacheRanges().add({"present.0.value": np.full((1, 1, 4, 8), bad, np.float32)}, {})
+    with pytest.raises(OnnxGptError, match=r"present\.0\.value") as caught:
+        ranges.scales()
+    assert caught.value.code == "activations-not-finite"
 
 
 @pytest.mark.parametrize("name", VARIANTS)

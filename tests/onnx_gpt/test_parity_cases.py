@@ -175,6 +175,16 @@ def test_a_long_cache_that_does_not_fit_is_not_run(tmp_path: Path) -> None:
     assert found.verdict == "not run" and "MB" in found.detail
 
 
+def test_a_context_whose_cache_does_not_fit_is_tried_as_far_as_it_does(tmp_path: Path) -> None:
+    candidate = Candidate(save_bundle(tmp_path, "shared") / "model.onnx", threads=1)
+    whole = checked(candidate, VOCAB, context=CONTEXT)["context"]
+    assert f"{CONTEXT - 8} to {CONTEXT - 1}" in whole.detail
+    _, cache = candidate.run(np.ones((1, 1), np.int64))
+    room = 40 * sum(array.nbytes for array in cache.values())
+    nearer = checked(candidate, VOCAB, context=CONTEXT, memory=room)["context"]
+    assert nearer.verdict == "pass" and "40 to 47" in nearer.detail
+
+
 def test_the_end_of_the_context_is_really_reached(tmp_path: Path) -> None:
     """A table of positions that is one row too short: nothing but the last tokens shows it."""
     candidate = Candidate(save_bundle(tmp_path, "shared") / "model.onnx", threads=1)

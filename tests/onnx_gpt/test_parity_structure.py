@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,31 @@ def test_a_right_bundle_is_proven_in_float(bundles: Path, scheme: str) -> None:
     assert codes.verdict == twin.verdict == "pass", (codes, twin)
     assert codes.value is not None and codes.value < 3 and twin.value is not None and twin.value < 4
     assert (twin.unit, codes.unit) == ("x noise", "x rounding")
+
+
+def test_islands_of_float32_in_half_precision_are_proven_too(tmp_path: Path) -> None:
+    """Values too large for float16 are cast back and forth, and the twin has nodes beside those casts."""
+    small = tiny("llama", tie_word_embeddings=False)
+    name = "model.embed_tokens.weight"
+    large = dataclasses.replace(
+        small, weights={**small.weights, name: Array(small.weights[name].read() * 3000)}
+    )
+    (tmp_path / "source").mkdir()
+    write_checkpoint(tmp_path / "source", large)
+    np.save(tmp_path / "text.npy", np.random.default_rng(2).integers(0, 131, 2048))
+    onnx_gpt.optimize(
+        str(tmp_path / "source"),
+        tmp_path / "bundle",
+        quantize="q4f16",
+        calibration=tmp_path / "text.npy",
+        parity=False,
+    )
+    names = {
+        one.name for one in onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False).graph.node
+    }
+    assert any(name.endswith(".float") for name in names), "there are no islands"
+    parity = onnx_gpt.validate(tmp_path / "bundle", tmp_path / "source", tokens=FEW)
+    assert parity.checks["codes"].verdict == parity.checks["float_twin"].verdict == "pass", parity.checks
 
 
 Spoil = Callable[[onnx.ModelProto], None]

@@ -17,18 +17,23 @@ LONGEST = 1024
 """Tokens of a whole sequence that are run at once where there is no cache to go on from."""
 
 
-def far(trial: Trial, length: int) -> Found:
-    """Logits of ``NEW`` tokens, the last of which is number ``length`` (from 1), by candidate and reference."""
+def far(trial: Trial, length: int, *, or_nearer: bool = False) -> Found:
+    """Logits of ``NEW`` tokens, the last of which is number ``length`` (from 1), by candidate and reference.
+
+    Args:
+        or_nearer: whether the longest cache that memory allows will do where one for ``length`` is too large.
+    """
     models = (trial.candidate, trial.reference)
-    where = f"tokens {length - NEW} to {length - 1}"
     if not isinstance(trial.candidate, Candidate) or not all(model.remembers for model in models):
-        return _whole(trial, length, where)
-    before, seeds = length - NEW, []
-    for model in models:
-        seeds.append(model.run(trial.tokens[None])[1])
-        size = sum(array.nbytes for array in seeds[-1].values()) * before // len(trial.tokens)
-        if size > trial.memory:
-            return NotRun(f"a cache of {before} tokens takes {size >> 20} MB, more than {trial.memory >> 20}")
+        return _whole(trial, length, f"tokens {length - NEW} to {length - 1}")
+    seeds = [model.run(trial.tokens[None])[1] for model in models]
+    a_token = max(sum(array.nbytes for array in seed.values()) for seed in seeds) / len(trial.tokens)
+    before, limit = length - NEW, int(trial.memory / a_token)
+    if before > limit and not (or_nearer and limit > len(trial.tokens)):
+        size = int(before * a_token)
+        return NotRun(f"a cache of {before} tokens takes {size >> 20} MB, more than {trial.memory >> 20}")
+    before = min(before, limit)
+    where = f"tokens {before} to {before + NEW - 1}"
     new = trial.tokens[None, :NEW]
     ours, theirs = (
         model.run(new, past=_repeated(seed, before, model.cache_axis))[0][0]

@@ -16,7 +16,8 @@ def run(trial: Trial) -> Found:
     if not trial.candidate.cached:
         return NO_CACHE
     past, stepped = None, []
-    for t in range(COUNT):
+    count = min(COUNT, len(trial.tokens))
+    for t in range(count):
         logits, past = trial.candidate.run(trial.tokens[None, t : t + 1], past=past)
         stepped.append(logits[0])
-    return Compared(np.concatenate(stepped), trial.whole[:COUNT], f"{COUNT} tokens one by one from nothing")
+    return Compared(np.concatenate(stepped), trial.whole[:count], f"{count} tokens one by one from nothing")
