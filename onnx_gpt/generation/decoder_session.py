@@ -13,8 +13,10 @@ Dims: S new tokens, T past and new tokens, K kv heads, D head dim, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +24,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from exporter.errors import Exit, OnnxGptError, rejected, unsupported
+from exporter.errors import Exit, OnnxGptError, first_line, rejected, unsupported
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -42,12 +44,16 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_state.RuntimeException,
     RuntimeError,  # what binding raises
 )
+LOADING_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, UnicodeDecodeError)
+"""Names in a graph may be no text."""
 PIECE = 256
 """Tokens of a prompt that are run at once where the cache is one buffer. onnxruntime's attention multiplies a run's
 queries with every key up to the run's end, hidden ones too, so pieces do fewer products, and memory follows the piece.
 Smaller ones are too small for several threads (docs/experiments.md)."""
 CAPACITY_STEP = 64
 """A shared buffer's length is a multiple of this, so that short continuations do not reallocate it."""
+ALIGNMENT = 64
+"""Bytes: a cache line, and a register of AVX-512."""
 MOST_THREADS = 256
 """onnxruntime starts as many as it is told to, and waits for ever where the system gives it fewer."""
 
@@ -109,7 +115,7 @@ class DecoderSession:
         except ORT_ERRORS as error:
             raise rejected(
                 "model-run-failed",
-                f"onnxruntime failed at token {len(self.tokens)}: {_first_line(error)}",
+                f"onnxruntime failed at token {len(self.tokens)}: {first_line(error):.400}",
                 "check the bundle with `onnx-gpt validate`",
             ) from error
         if every and logits.shape[1] != new.shape[1]:
@@ -162,9 +168,8 @@ class Signature:
             )
         *_, rows, vocab = self.outputs["logits"].shape
         self.vocab_size = vocab if isinstance(vocab, int) else None
-        self.logits_rows = (
-            rows if isinstance(rows, int) else None
-        )  # 1 where the graph gives the last token's alone
+        # 1 where the graph gives the last token's alone.
+        self.logits_rows = rows if isinstance(rows, int) else None
         for name in self.pasts:
             self.past_shape(name, 0)
 
@@ -258,13 +263,16 @@ class SharedCache:
             return
         wanted = max(length, 2 * self.capacity if used else 0)
         capacity = -(-wanted // CAPACITY_STEP) * CAPACITY_STEP
-        for past, present in zip(self.signature.pasts, self.signature.presents, strict=True):
-            # Zeros are mapped when they are first written: room that is never used costs no memory.
-            buffer = np.zeros(self.signature.past_shape(past, capacity), self.signature.dtype(past))
+        shapes = [self.signature.past_shape(past, capacity) for past in self.signature.pasts]
+        dtypes = [np.dtype(self.signature.dtype(past)) for past in self.signature.pasts]
+        room = _zeros(math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
+        names = zip(self.signature.pasts, self.signature.presents, strict=True)
+        for (past, present), shape, dtype, part in zip(names, shapes, dtypes, room, strict=True):
+            buffer = part.view(dtype).reshape(shape)
             if used:
                 buffer[:, :, :used] = self.buffers[past][:, :, :used]
             self.buffers[past] = buffer
-            place = ("cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+            place = ("cpu", 0, dtype.type, shape, buffer.ctypes.data)
             self.binding.bind_input(past, *place)
             self.binding.bind_output(present, *place)
         if self.signature.has("attention_mask"):
@@ -333,6 +341,17 @@ class NoCache:
         """Nothing to do: the caller holds the tokens."""
 
 
+def _zeros(sizes: Iterable[int]) -> list[Array]:
+    """Buffers of so many bytes, side by side in one allocation: numpy puts large ones on huge pages.
+
+    Zeros are mapped when they are first written: room that is never used costs no memory.
+    """
+    ends = list(itertools.accumulate(sizes, initial=0))
+    whole = np.zeros(ends[-1] + ALIGNMENT, np.uint8)
+    aligned = whole[-whole.ctypes.data % ALIGNMENT :]
+    return [aligned[start:end] for start, end in itertools.pairwise(ends)]
+
+
 def _cache(session: ort.InferenceSession, signature: Signature) -> Cache:
     if not signature.pasts:
         return NoCache(session, signature)
@@ -369,20 +388,28 @@ def _open(model: Path, threads: int | None) -> ort.InferenceSession:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what it says on stderr is in the exceptions too
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
+        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        require_names(session)
+        return session
+    except LOADING_ERRORS as error:
+        if model.suffix == ".onnx":
+            from exporter.onnx_format.reader import read_file
+
+            read_file(model)  # says better what is wrong with a file that is not whole
         raise rejected(
             "model-unloadable",
-            f"onnxruntime cannot load {model}: {_first_line(error)}",
+            f"onnxruntime cannot load {model}: {first_line(error):.400}",
             "build the bundle again, or use an onnxruntime that has its operators",
         ) from error
+
+
+def require_names(session: ort.InferenceSession) -> None:
+    """Raise UnicodeDecodeError where inputs or outputs have names that are no text."""
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        _ = value.name
 
 
 def allowed_threads() -> int:
     """0 (onnxruntime then takes the physical cores), or fewer where this process is confined to fewer."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     return allowed if 0 < allowed < (os.cpu_count() or 1) else 0
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:400] if str(error) else type(error).__name__

@@ -22,6 +22,7 @@ import numpy as np
 from exporter.errors import Exit, OnnxGptError, rejected
 from onnx_gpt.bundle.reading import read_bundle
 from onnx_gpt.generation.decoder_session import Array, DecoderSession
+from onnx_gpt.generation.huge_pages import on_huge_pages
 from onnx_gpt.generation.prompt import Prompt, encode, require_fitting, require_known, tokenizer_missing
 from onnx_gpt.generation.sampling import Sampling, choose
 from onnx_gpt.generation.streaming import TextStream
@@ -69,7 +70,8 @@ class Generator:
         self, bundle: str | Path, *, threads: int | None = None, max_length: int | None = None
     ) -> None:
         folder = read_bundle(Path(bundle))
-        self.session = DecoderSession(folder.model, threads=threads, head_dim=folder.head_dim)
+        with on_huge_pages():
+            self.session = DecoderSession(folder.model, threads=threads, head_dim=folder.head_dim)
         self.tokenizer, self.chat, self.eos = folder.tokenizer, folder.chat, folder.eos
         limits = [limit for limit in (folder.context_length, max_length) if limit is not None]
         self.max_length = min(limits) if limits else None
@@ -127,13 +129,7 @@ class Generator:
         """
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if max_new_tokens < 1 or "" in stops or (seed is not None and seed < 0):
-            raise OnnxGptError(
-                "sampling-invalid",
-                "max_new_tokens is below 1, the seed below 0, or a stop string empty",
-                "give max_new_tokens above 0, a seed from 0 up, and stop strings with text",
-                exit=Exit.USAGE,
-            )
+        _require_settings(max_new_tokens, seed, stops)
         tokens = self.encode(prompt)
         count = max_new_tokens
         if self.max_length is not None:
@@ -222,7 +218,7 @@ class Generator:
         return rejected(
             "prompt-too-long",
             f"prompt and text would have {length} tokens, and {self.max_length} fit",
-            "shorten the prompt, or raise max_length where the model's context allows",
+            "shorten the prompt, or leave fewer tokens of the conversation in it",
         )
 
     def reset(self) -> None:
@@ -248,3 +244,14 @@ class Generator:
     def step(self, token: int) -> Array:
         """Logits ``[V]`` after one more token."""
         return self.prefill([token])
+
+
+def _require_settings(max_new_tokens: int, seed: int | None, stops: tuple[str, ...]) -> None:
+    wrong = {
+        f"max_new_tokens is {max_new_tokens}: give a number above 0": max_new_tokens < 1,
+        f"the seed is {seed}: give 0 or more": seed is not None and seed < 0,
+        "a stop string is empty: give one with text": "" in stops,
+    }
+    for told in (told for told, found in wrong.items() if found):
+        cause, _, remedy = told.partition(": ")
+        raise OnnxGptError("sampling-invalid", cause, remedy, exit=Exit.USAGE)
