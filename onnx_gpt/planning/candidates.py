@@ -77,6 +77,8 @@ def candidates(
                 graph = graphs[key] if key in graphs else graph_of(shaped, build)
                 graphs[key] = graph
                 work = work_of(graph, build)
+                if all(model.weights is not None for model in recipe.models()):
+                    work = work.of_model(build.name)
             except OnnxGptError as error:
                 if not structured or settings["quantize"] != "keep":
                     refused[_named(structured, False, name)] = error.cause

@@ -1,10 +1,12 @@
 """Devices: what runs there, and how fast, where somebody has measured it.
 
 A device is a .toml file in ``devices/``, found because it exists, or one of a user's own that `onnx-gpt measure` has
-written. Times are nanoseconds, fitted to whole decoders (`onnx_gpt.planning.timing`):
+written. Times are nanoseconds, fitted to whole decoders (`onnx_gpt.planning.measuring`):
 
     a step after C tokens         Σ weight[format] · weights  +  layer · layers  +  attended · C · Σ heads · head_dim
     a prompt of S tokens, a token the same with prompt's figures, C the keys of its piece; the head runs once
+
+A browser's runtime copies the whole cache at each step: there ``attended`` of a step is of bytes of it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ FOLDER = Path(__file__).parent / "devices"
 
 
 class _Frozen(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Cost(_Frozen):
@@ -40,12 +42,12 @@ class Timing(_Frozen):
     Attributes:
         step: of a decode step.
         prompt: of a token of a prompt.
-        memory: bytes of the process for each byte of the file.
+        memory: bytes of the process for each byte of the file; None where nobody could tell, as in a browser.
     """
 
     step: Cost
     prompt: Cost
-    memory: float = pydantic.Field(gt=0)
+    memory: float | None = pydantic.Field(default=None, gt=0)
 
 
 class Measured(_Frozen):
@@ -55,14 +57,15 @@ class Measured(_Frozen):
         on: machine, threads, runtime.
         by: the command.
         misfit: of the fit, the largest relative error on the decoders that were timed.
-        base: bytes of a process before it has a model.
-        formats: by name: ``float32``, ``4/32`` (bits/block), ``w8a8``, ``dynamic8``.
+        base: bytes of a process before it has a model; None likewise.
+        formats: by name: ``float32``, ``4/32`` (bits/block), ``w8a8``, ``dynamic8``; a target's model, ``web:q8``,
+            where its weights are its own.
     """
 
     on: str
     by: str
     misfit: float = pydantic.Field(ge=0)
-    base: float = pydantic.Field(ge=0)
+    base: float | None = pydantic.Field(default=None, ge=0)
     formats: Mapping[str, Timing]
 
 
@@ -120,11 +123,10 @@ def read(path: Path) -> Device:
         return Device.model_validate_json(json.dumps(document))
     except (
         OSError,
-        UnicodeDecodeError,
-        tomllib.TOMLDecodeError,
-        pydantic.ValidationError,
+        ValueError,
         TypeError,
-    ) as error:
+        RecursionError,
+    ) as error:  # tomllib's and pydantic's are ValueErrors
         raise OnnxGptError(
             "device-invalid",
             f"{path} is no description of a device: {error}",

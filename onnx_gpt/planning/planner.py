@@ -11,6 +11,7 @@ from typing import Any
 
 from exporter import sources
 from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.bundle.staging import require_absent, write_file
 from onnx_gpt.planning.candidates import CHECKPOINTS, Candidate, candidates
 from onnx_gpt.planning.device import Device, device_of
 from onnx_gpt.planning.pareto import front
@@ -94,8 +95,8 @@ def plan(
     where = device_of(device)
     limits = parse_budget(budget) if budget else Budget()
     _require_measured(where, limits)
-    if out is not None and out.exists():
-        raise OnnxGptError("output-exists", f"{out} exists", "choose another name", exit=Exit.EXISTS)
+    if out is not None:
+        require_absent(out)
     progress.stage("load")
     opened = sources.load(source)
     known = probed_on(source, work, progress) if probe else {}
@@ -105,7 +106,7 @@ def plan(
     picked = next(one for one in judged if one.verdict == "chosen")
     text = toml_text(picked.recipe.resolved(), picked.predicted)
     if out is not None:
-        out.write_text(text, "utf-8")
+        write_file(out, text)
     last = (source, *CHECKPOINTS)[len(picked.predicted.before)]
     commands = (
         *picked.predicted.before,

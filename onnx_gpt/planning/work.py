@@ -48,6 +48,8 @@ class Work:
         layers: number of layers.
         attention: H · D of each layer, and its window; None for all tokens.
         cache: bytes of keys and values of one token.
+        copies: whether its runtime copies the cache at each step and runs prompts at once, as transformers.js does;
+            `onnx_gpt.Generator` keeps one buffer and runs them in pieces.
     """
 
     size: int
@@ -57,6 +59,12 @@ class Work:
     layers: int
     attention: tuple[tuple[int, int | None], ...]
     cache: int
+    copies: bool = False
+
+    def of_model(self, name: str) -> Work:
+        """The same as a model of the target ``web`` in a browser: its mixture of formats is one, ``web:q8`` say."""
+        weights, once = ({name: sum(some.values())} for some in (self.weights, self.once))
+        return dataclasses.replace(self, main=name, weights=weights, once=once, copies=True)
 
     def multiplications(self, context: int) -> float:
         """Of one decode step after ``context`` tokens."""
@@ -68,12 +76,14 @@ class Work:
 
     def step_row(self, context: int) -> dict[str, float]:
         """What a decode step is made of: numbers of weights by format, of layers, of what is attended to."""
-        return {**self.weights, "layer": self.layers, "attended": self.attended(context)}
+        attended = self.cache * context if self.copies else self.attended(context)
+        return {**self.weights, "layer": self.layers, "attended": attended}
 
     def prompt_row(self, tokens: int) -> dict[str, float]:
         """The same of a token of a prompt, its last token's products spread over all of them."""
         own = {f: n - (1 - 1 / tokens) * self.once.get(f, 0) for f, n in self.weights.items()}
-        return {**own, "layer": self.layers, "attended": self.attended(keys_of_prompt(tokens))}
+        keys = tokens if self.copies else keys_of_prompt(tokens)
+        return {**own, "layer": self.layers, "attended": self.attended(keys)}
 
     def step_seconds(self, measured: Measured, context: int) -> float | None:
         """Of a decode step; None where one of the formats was not measured."""
@@ -87,7 +97,7 @@ class Work:
     def memory(self, measured: Measured) -> float | None:
         """Bytes of the process at its peak; likewise."""
         timing = measured.formats.get(self.main)
-        if timing is None:
+        if timing is None or timing.memory is None or measured.base is None:
             return None
         return measured.base + timing.memory * self.size + self.cache * CONTEXT
 

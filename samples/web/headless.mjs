@@ -6,7 +6,8 @@
 // {"runtime": "chromium", "url": "http://127.0.0.1:8000", "executable": "/usr/bin/chromium", "calls": […], "screenshot": …}
 //
 // A call loads a model and gives `ids` for `messages` or `prompt` (token ids), `rows` for `texts`, and `steps`, the
-// milliseconds of each decoding step, after as many unmeasured rounds as `warm` says. `webgpu` runs on SwiftShader, a GPU in software, whose subgroups of 4 lanes
+// milliseconds of each decoding step, after as many unmeasured rounds as `warm` says; with `measure`, what measure.js
+// finds of decoders that are served in the bundle's place. `webgpu` runs on SwiftShader, a GPU in software, whose subgroups of 4 lanes
 // onnxruntime's attention kernel does not expect: they are hidden from it.
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -75,6 +76,7 @@ async function inChromium() {
       });
       await page.goto(`${request.url}/empty.html`);
       const result = await page.evaluate(async (given) => {
+        if (given.measure) return (await import("/measure.js")).measure(given.measure);
         const { Chat } = await import("/chat.js");
         const started = performance.now();
         const chat = await Chat.load(given);

@@ -19,7 +19,7 @@ from onnx_gpt.bundle.plan import plan as builds_of
 from onnx_gpt.bundle.staging import scratch
 from onnx_gpt.bundle.writing import save
 from onnx_gpt.cli import app
-from onnx_gpt.planning import damage, timing
+from onnx_gpt.planning import damage
 from onnx_gpt.planning.device import Cost, Device, Measured, Timing, device_of, devices, read, toml_text
 from onnx_gpt.planning.pareto import front
 from onnx_gpt.planning.prediction import Estimate
@@ -238,19 +238,6 @@ def test_the_command_line_says_the_same(fast: str, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["chosen"]["name"] == "int8"
 
 
-def test_costs_are_found_again_by_a_fit() -> None:
-    true = {"weight": 0.05, "layer": 3000.0, "attended": 0.2}
-    rows = [
-        ({"4/32": w, "layer": layers, "attended": a}, 1e-9 * (0.05 * w + 3000 * layers + 0.2 * a))
-        for w, layers, a in ((1e8, 6, 4e5), (1e8, 6, 3e6), (7e6, 12, 2e5), (7e6, 12, 1.6e6))
-    ]
-    cost, misfit = timing.fit("4/32", rows)
-    assert cost.model_dump() == pytest.approx(true, rel=1e-3)
-    assert misfit < 1e-3
-    flat, _ = timing.fit("4/32", [(row, 1e-3) for row, _ in rows])
-    assert min(flat.model_dump().values()) >= 0
-
-
 def test_a_prompt_s_queries_meet_every_key_up_to_their_piece_s_end() -> None:
     for tokens, keys in (
         (1, 1),
@@ -261,21 +248,6 @@ def test_a_prompt_s_queries_meet_every_key_up_to_their_piece_s_end() -> None:
         (768, 512),
     ):
         assert keys_of_prompt(tokens) == pytest.approx(keys)
-
-
-def test_a_machine_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {**timing.SHAPES["thin"], "num_hidden_layers": 2}
-    monkeypatch.setattr(timing, "SHAPES", {"wide": {**small, "num_hidden_layers": 4}, "thin": small})
-    monkeypatch.setattr(timing, "PROMPTS", 1)
-    device = timing.measure("mine", formats=("8/32",))
-    assert device.measured is not None
-    assert device.schemes == ("int8", "keep")
-    prompt = device.measured.formats["8/32"].prompt
-    assert prompt.weight + prompt.layer + prompt.attended > 0
-    path = tmp_path / "mine.toml"
-    path.write_text(toml_text(device), "utf-8")
-    assert device_of(str(path)) == device
-    assert found("decode=0.001", str(path)).chosen.name == "int8"
 
 
 def test_what_is_written_for_timing_is_what_a_job_writes(tmp_path: Path) -> None:
