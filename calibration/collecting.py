@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.segments import Segment
-from graph_passes.control.interface import KEEP
+from exporter.control import KEEP
 
 BATCH_TOKENS = 2048
 """Tokens that go through a layer at once."""
@@ -30,9 +30,6 @@ VALUE = ".value"
 
 DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
 """Of caches."""
-
-Report = Callable[[int, int], None]
-"""Told how many batches of how many are done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Stream:
         for name, value in values.items():
             free = self._free.get(value.nbytes)
             file = free.pop() if free else self._new()
-            with file.open("r+b", buffering=0) as raw:
+            with file.open("r+b") as raw:
                 raw.write(np.ascontiguousarray(value).data.cast("B"))
             self._next[name, batch] = Kept(file, value.shape, value.dtype)
 
@@ -173,9 +170,8 @@ def load(segment: Segment, outputs: Sequence[str], folder: Path, threads: int | 
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = False  # a batch's buffers go back when it is done
     options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # batches are long, others want the core
+    # batches are long, and others want the core
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     session = ort.InferenceSession(folder / "piece.onnx", options, providers=["CPUExecutionProvider"])
@@ -188,13 +184,9 @@ def taps(segment: Segment) -> dict[str, str]:
     return {str(site.table.name): str(site.input.name) for site in segment.sites() if site.kind == "multiply"}
 
 
-def run(
-    piece: Piece, segment: Segment, stream: Stream, report: Report | None = None
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def run(piece: Piece, segment: Segment, stream: Stream) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Each batch's number, and its values: those the piece gives and those it was given."""
     for batch, tokens in enumerate(stream.batches):
         incoming = stream.feeds(batch, segment.incoming)
         given = piece.run(tokens, incoming) if piece.outputs else {}
         yield batch, {**incoming, **given}
-        if report is not None:
-            report(batch + 1, len(stream.batches))

@@ -3,7 +3,7 @@
 - a value beyond a quarter of float16's range: what makes it, and what reads it;
 - a norm whose squares sum to more than that: a runtime may add them up in float16;
 - attention whose scores may be that large: |q|·|k|·scale over all tokens and heads bounds them;
-- a value that rounding takes more of than four times its usual share (it lies among the subnormals): as the first.
+- a value that rounding takes four times more of than of any without subnormals: as the first.
 """
 
 from __future__ import annotations
@@ -13,25 +13,18 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
+from calibration.ranges import NORMS
 from calibration.statistics.half_range import HalfFit
-from graph_passes.lowering.half import LARGEST
+from graph_passes.lowering.half import HALF_MAX
 from graph_passes.matching import attribute, role_of
 
 HEADROOM = 4.0
 """Calibration text is a sample: what comes later may be so much larger."""
-LIMIT = LARGEST / HEADROOM
+LIMIT = HALF_MAX / HEADROOM
 MOST_ROUNDING = 4 * 2.0**-11.8
-"""2⁻¹¹·⁸ is the error of rounding normal values, over their size."""
+"""2⁻¹¹·⁸ is the most that rounding takes of values none of which is subnormal, over their size."""
 
-NORMS = {
-    "LayerNormalization",
-    "RMSNormalization",
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-}
 ATTENTIONS = {"GroupQueryAttention", "Attention"}
-SUMMED = {"SkipLayerNormalization": (0, 1), "SkipSimplifiedLayerNormalization": (0, 1)}
-"""Inputs that a norm adds up before it takes squares; the first alone for the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +64,7 @@ def _of(node: ir.Node, fits: Mapping[ir.Value, HalfFit]) -> Iterator[Island]:
             for user, _ in value.uses():
                 yield Island(role_of(user), f"an input {reason}")
     if node.op_type in NORMS:
-        summed = [node.inputs[i] for i in SUMMED.get(node.op_type, (0,))]
+        summed = [node.inputs[i] for i in NORMS[node.op_type] if i < len(node.inputs)]
         rows = [fits[value].square for value in summed if value is not None and value in fits]
         square = sum(row**0.5 for row in rows) ** 2
         if square > LIMIT:
@@ -92,9 +85,8 @@ def _scores(node: ir.Node, fits: Mapping[ir.Value, HalfFit]) -> float:
         scale = heads.shape[-1] ** -0.5
     if query is None:
         return 0.0
-    product = (
-        query.square / 2 if key is None else (query.square * key.square) ** 0.5
-    )  # packed: |q|·|k| ≤ |qkv|²/2
+    # where they are packed, |q|·|k| ≤ |qkv|²/2
+    product = query.square / 2 if key is None else (query.square * key.square) ** 0.5
     return float(product * (scale or 1.0))
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from calibration.collecting import Stream, load, run
+from calibration.progress import Advance
 from calibration.segments import Segment, cut
-from calibration.statistics.value_range import HALF_MAX, Range, ValueRange
+from calibration.statistics.value_range import Range, ValueRange
 from graph_passes.inference.facts import annotate
+from graph_passes.lowering.half import HALF_MAX
 from graph_passes.matching import attribute, role_of
 
 NORMS: Mapping[str, tuple[int, ...]] = {
@@ -30,9 +32,6 @@ NORMS: Mapping[str, tuple[int, ...]] = {
 """For every norm, the inputs that it adds up before it takes squares."""
 HALF_TINY = 2.0**-24
 """Smallest float16 above 0."""
-
-Advance = Callable[[int, int, str], None]
-"""Told how many segments of how many are done, and which is next."""
 
 
 @dataclasses.dataclass(frozen=True)

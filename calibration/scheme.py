@@ -10,25 +10,22 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from exporter.errors import Exit, OnnxGptError
-
-Bits: TypeAlias = Literal[2, 4, 8]
+from exporter.weights import BlockFormat
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """A symmetric grid over its full range: ``w ≈ scale · code``, code in ``[−2^(bits−1), 2^(bits−1) − 1]``.
 
-    A scale may be negative: the largest weight of a block then lands on the longer, negative side whatever
-    its sign.
+    A scale may be negative: the largest weight of a block then lands on the longer, negative side whatever its sign.
 
     Attributes:
         bits: width of a code: 2, 4 or 8.
-        block_size: columns that share a scale, a power of two of at least 16 (32 for 2 bits: onnxruntime's
-            kernel
-            for 2-bit blocks of 16 is 80 times slower).
+        block_size: columns that share a scale, a power of two of at least 16 (32 for 2 bits: onnxruntime's kernel for
+            2-bit blocks of 16 is 80 times slower).
 
     Raises:
         OnnxGptError: ``scheme-invalid`` for widths and blocks that no fast kernel takes.
@@ -56,6 +53,11 @@ class Grid:
     def high(self) -> int:
         """Largest signed code."""
         return (1 << (self.bits - 1)) - 1
+
+    @property
+    def format(self) -> BlockFormat:
+        """How its codes and scales lie on disk."""
+        return BlockFormat(self.bits, self.block_size, False, "float16")
 
     @property
     def bits_per_weight(self) -> float:
@@ -178,7 +180,18 @@ WHOLE_TOKEN = 512
 """Block size from which on w8a8 takes a token's inputs of a down projection as one block, in an integer product."""
 
 NAMES = ("int8", "int4", "w8a8", "dynamic8", "keep", "fp16", "q4f16")
-METHODS = ("rtn", "gptq", "awq", "bias")
+METHODS: Mapping[str, type[WeightOnly]] = {
+    "rtn": RoundToNearest,
+    "gptq": Gptq,
+    "awq": Awq,
+    "bias": BiasCorrected,
+}
+GRIDLESS: Mapping[str, tuple[Scheme, str]] = {
+    "keep": (Keep(), "takes the source's own grid"),
+    "dynamic8": (Dynamic(), "has a grid of its own"),
+    "fp16": (Floats(), "has no grid; q4f16 has one"),
+}
+"""Schemes that leave nothing to choose, and why."""
 
 
 def scheme_of(
@@ -207,40 +220,31 @@ def scheme_of(
         raise _invalid(f"there is no quantization scheme {name!r}", f"use one of {', '.join(NAMES)}")
     if method not in METHODS:
         raise _invalid(f"there is no method {method!r}", f"use one of {', '.join(METHODS)}")
-    if name == "keep":
+    if name in GRIDLESS:
+        scheme, why = GRIDLESS[name]
         if block_size is not None or table_bits is not None or mixed or method != "rtn":
-            raise _invalid(
-                "keep takes the source's own grid", "drop block size, table bits, method and mixed"
-            )
-        return Keep()
-    if name == "dynamic8":
-        if block_size is not None or table_bits is not None or mixed or method != "rtn":
-            raise _invalid("dynamic8 has a grid of its own", "drop block size, table bits, method and mixed")
-        return Dynamic()
-    if name == "fp16":
-        if block_size is not None or table_bits is not None or mixed or method != "rtn":
-            raise _invalid("fp16 has no grid", "drop block size, table bits, method and mixed, or use q4f16")
-        return Floats()
+            raise _invalid(f"{name} {why}", "drop block size, table bits, method and mixed")
+        return scheme
     if name == "w8a8":
         if method in ("awq", "bias") or mixed or table_bits not in (None, 8):
-            raise _invalid("w8a8 has 8 bits everywhere, by gptq or rtn", "drop table bits, mixed and awq")
-        asked = Grid(8, block_size or STATIC_BLOCK_SIZE)
-        by_token = asked.block_size >= WHOLE_TOKEN
-        down = Grid(8, STATIC_BLOCK_SIZE) if by_token else asked
-        return Static(down, Grid(8, BLOCK_SIZE[8]), method=method, by_token=by_token)
+            raise _invalid(
+                "w8a8 has 8 bits everywhere, by gptq or rtn", "drop table bits, mixed, awq and bias"
+            )
+        return _static(STATIC_BLOCK_SIZE if block_size is None else block_size, method)
     bits = int(HALF.get(name, name).removeprefix("int"))
 
     def grid(width: int, block: int | None = block_size) -> Grid:
         return Grid(width, BLOCK_SIZE.get(width, 32) if block is None else block)
 
     exceptions = tuple((role, grid(*widths) if widths else None) for role, widths in _mixed(mixed).items())
-    kinds: dict[str, type[WeightOnly]] = {
-        "gptq": Gptq,
-        "awq": Awq,
-        "bias": BiasCorrected,
-        "rtn": RoundToNearest,
-    }
-    return kinds[method](grid(bits), grid(bits if table_bits is None else table_bits), exceptions)
+    return METHODS[method](grid(bits), grid(bits if table_bits is None else table_bits), exceptions)
+
+
+def _static(block_size: int, method: str) -> Static:
+    asked = Grid(8, block_size)
+    by_token = asked.block_size >= WHOLE_TOKEN
+    down = Grid(8, STATIC_BLOCK_SIZE) if by_token else asked
+    return Static(down, Grid(8, BLOCK_SIZE[8]), method=method, by_token=by_token)
 
 
 def _mixed(text: str) -> Mapping[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import onnx_ir as ir
@@ -68,7 +68,7 @@ def cut(model: ir.Model, at: Places = "layers") -> list[Segment]:
         segments.append(
             Segment(
                 name,
-                _extract(model, own, outputs),
+                extract(model, own, outputs),
                 *(tuple(str(value.name) for value in values) for values in (own, outputs, passing)),
             )
         )
@@ -127,7 +127,8 @@ def _crossing(nodes: list[ir.Node], end: int) -> list[ir.Value]:
     return [value for value in _taken(nodes[end:]) if value in before]
 
 
-def _extract(model: ir.Model, incoming: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+def extract(model: ir.Model, incoming: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+    """A model of what makes some values out of others and the inputs of the whole."""
     inputs = [*incoming, *(value for value in model.graph.inputs if value not in incoming)]
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:

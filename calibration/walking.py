@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.collecting import Stream
-from calibration.quantization.calibrated import Advance, forward
+from calibration.progress import Advance
+from calibration.quantization.calibrated import forward
 from calibration.quantization.sites import PACKED, Site
 from calibration.segments import cut
 

@@ -15,10 +15,8 @@ import onnx_ir as ir
 
 from exporter.control import END, Control, start_of_logits
 from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
-from exporter.emitter import ROLE, Emitter, typed
+from exporter.emitter import Emitter, typed
 from exporter.weights import Weight
-
-__all__ = ["OPSET", "ROLE", "build"]
 
 OPSET = 23
 

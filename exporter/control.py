@@ -15,6 +15,9 @@ from exporter.emitter import Emitter
 END = 2**63 - 1
 """How Slice spells the end."""
 
+KEEP = "num_logits_to_keep"
+"""The one input that has a default in the graph's contract: 0, which is all."""
+
 
 class Control:
     """Masks and positions, written where they are first asked for.
@@ -85,8 +88,8 @@ class Control:
 def start_of_logits(emitter: Emitter) -> ir.Value:
     """Start of the logits' slice, int64 ``[1]``: −n for the last n tokens, and −0 = 0 for all of them.
 
-    n is the optional input ``num_logits_to_keep``, 0 where it is not fed.
+    n is the optional input `KEEP`, 0 where it is not fed.
     """
-    keep = emitter.optional_input("num_logits_to_keep", 0)
+    keep = emitter.optional_input(KEEP, 0)
     negative = emitter.op("Neg", [keep], name="logits.start")
     return emitter.op("Reshape", [negative, emitter.ints("shape_1", [1])], name="logits.start_1d")

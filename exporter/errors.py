@@ -62,3 +62,8 @@ def unsupported(code: str, cause: str, remedy: str, details: tuple[str, ...] = (
 def rejected(code: str, cause: str, remedy: str, details: tuple[str, ...] = ()) -> OnnxGptError:
     """A malformed, inconsistent or hostile input."""
     return OnnxGptError(code, cause, remedy, exit=Exit.REJECTED, details=details)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

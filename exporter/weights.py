@@ -224,9 +224,8 @@ class Stored(Weight):
 
 
 def _to_float32(array: np.ndarray) -> np.ndarray:
-    if (
-        array.dtype == ml_dtypes.bfloat16
-    ):  # a bfloat16 is the upper half of a float32; ml_dtypes' own cast is slower
+    if array.dtype == ml_dtypes.bfloat16:
+        # a bfloat16 is the upper half of a float32; ml_dtypes' own cast is slower
         wide = array.view(np.uint16).astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)

@@ -112,7 +112,7 @@ def ordinary(checkpoint: Checkpoint) -> Checkpoint:
 def dtype_of(weights: Iterable[Weight]) -> str:
     """The half type that all of a source's tensors are stored in, where there is one; else ``F32``."""
     dtypes = {weight.dtype for weight in weights if isinstance(weight, Stored)}
-    return dtypes.pop() if len(dtypes) == 1 and dtypes < {"F16", "BF16"} else "F32"
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= {"F16", "BF16"} else "F32"
 
 
 def nbytes(checkpoint: Checkpoint, dtype: str = "F32") -> int:
@@ -175,7 +175,7 @@ def _write_shard(file: IO[bytes], shard: Mapping[str, Weight], dtype: str) -> No
         header[name] = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
     file.write(len(text).to_bytes(8, "little") + text)
     for name, weight in shard.items():
         for start, stop in weight.pieces():
@@ -201,4 +201,6 @@ def _elements(weight: Weight) -> int:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(
+        json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8", newline="\n"
+    )

@@ -1,5 +1,4 @@
-"""What a finished graph must not contain: forms that a runtime runs many times slower, wrongly, or not at
-all.
+"""What a finished graph must not contain: forms that a runtime runs many times slower, wrongly, or not at all.
 
 Measured with onnxruntime 1.32 on CPU; the figures are in docs/experiments.md. Each rule has a code that stays
 the same, and says what to do instead.

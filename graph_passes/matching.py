@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporter.build import ROLE
+from exporter.emitter import ROLE
 from exporter.weights import Array, Weight, WeightTensor
 
 MICROSOFT = "com.microsoft"
@@ -21,6 +21,17 @@ MICROSOFT = "com.microsoft"
 
 SMALL = 4096
 """Bytes up to which a constant may be looked at. Weights are never read."""
+
+NORMS = frozenset(
+    [
+        "RMSNormalization",
+        "LayerNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+    ]
+)
+"""Ops that normalise rows, alone or of a sum."""
 
 
 def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
@@ -43,14 +54,23 @@ def either_order(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """A small constant's value; None for weights, for what is computed, and for inputs that have a
-    default."""
+    """A small constant's value; None for weights, for what is computed, and for inputs that have a default."""
     tensor = value.const_value if value is not None else None
     if value is None or tensor is None or not value.is_initializer() or value.is_graph_input():
         return None
     if isinstance(tensor, ir.LazyTensor) or tensor.nbytes > SMALL:
         return None
     return tensor.numpy()
+
+
+def held_by(node: ir.Node) -> ir.TensorProtocol | None:
+    """What a Constant node holds."""
+    given = node.attributes.get("value")
+    if given is not None and given.type == ir.AttributeType.TENSOR and not given.is_ref():
+        # `as_tensor` looks through a protocol, for as long as all else takes
+        tensor: ir.TensorProtocol = given.value
+        return tensor
+    return ir.convenience.get_const_tensor(node.outputs[0])
 
 
 def is_ints(value: ir.Value | None, *expected: int) -> bool:
@@ -147,8 +167,7 @@ def replace(
     new: Sequence[ir.Node],
     values: Sequence[tuple[ir.Value, ir.Value]],
 ) -> None:
-    """Put new nodes after ``at``, give them the uses, names, types and shapes of old values, drop the old
-    nodes.
+    """Put new nodes after ``at``, give them the uses, names, types and shapes of old values, drop the old nodes.
 
     Args:
         at: its inputs and everything before it are what the new nodes may use. May be one of ``old``.

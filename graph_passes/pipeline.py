@@ -1,5 +1,4 @@
-"""A pipeline is text: names of passes in order, each with its options, ``fold, attention,
-opset{version=21}``.
+"""A pipeline is text: names of passes in order, each with its options, ``fold, attention, opset{version=21}``.
 
 It parses to steps and prints back; the report of a bundle records it. Passes run one after the other on one
 model, which they change in place, and the graph's invariants are checked after each.
@@ -16,6 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal, Protocol, cast
 
 import onnx_ir as ir
+import pydantic
 
 from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
@@ -98,7 +98,8 @@ def parse(text: str) -> tuple[Step, ...]:
     """Read a pipeline.
 
     Raises:
-        OnnxGptError: ``pipeline-invalid`` (exit 2) for text that is no pipeline, an unknown pass or option.
+        OnnxGptError: ``pipeline-invalid`` (exit 2) for text that is no pipeline, an unknown pass or option, or a value
+            that the option cannot have.
     """
     steps = []
     for name, options in _all_of(_STEP, text, text):
@@ -106,15 +107,28 @@ def parse(text: str) -> tuple[Step, ...]:
         if known is None:
             raise _invalid(f"there is no pass called {name!r}", f"use some of {', '.join(passes_by_name())}")
         given = tuple((key, _value(raw)) for key, raw in _all_of(_OPTION, options or "", text))
-        allowed = set(inspect.signature(known.apply).parameters) - {"model"}
-        for key, _ in given:
-            if key not in allowed:
-                raise _invalid(
-                    f"pass {name!r} has no option {key!r}",
-                    f"its options are: {', '.join(sorted(allowed))}" if allowed else "it has no options",
-                )
+        _require_options(name, known, given)
         steps.append(Step(name, given))
     return tuple(steps)
+
+
+def _require_options(name: str, known: Pass, given: Sequence[tuple[str, Option]]) -> None:
+    """Refuse options that a pass does not declare, and values of another type."""
+    declared = dict(inspect.signature(known.apply, eval_str=True).parameters)
+    del declared["model"]
+    for key, value in given:
+        if key not in declared:
+            raise _invalid(
+                f"pass {name!r} has no option {key!r}",
+                f"its options are: {', '.join(sorted(declared))}" if declared else "it has no options",
+            )
+        try:
+            pydantic.TypeAdapter(declared[key].annotation).validate_python(value, strict=True)
+        except pydantic.ValidationError as error:
+            why = error.errors()[0]["msg"].lower()
+            raise _invalid(
+                f"{key}={_print(value)} of pass {name!r}: {why}", "give it another value"
+            ) from error
 
 
 def to_text(steps: Sequence[Step]) -> str:

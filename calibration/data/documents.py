@@ -1,7 +1,8 @@
 """Documents of a file or a folder, one after the other; nothing is held but the one that is read.
 
-.txt and .md are one document each. A row of .jsonl, .parquet or .arrow is one: its ``text`` field, or its chat
-``messages`` as the model's own template writes them. A .npy holds tokens. A folder is its files by name.
+.txt and .md are one document each, which comes in pieces of `PIECE`. A row of .jsonl, .parquet or .arrow is one: its
+``text`` field, or its chat ``messages`` as the model's own template writes them. A .npy holds tokens. A folder is its
+files by name, but for hidden ones, which editors and file systems leave there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".arrow", ".npy")
 FIELDS = ("text", "messages", "conversations")
 """Fields of a row that are read, the first that is there."""
 ARROW_FILE = b"ARROW1"
+ENCODING = "utf-8-sig"
+"""Windows' tools begin a file with a mark of its byte order."""
+PIECE = 1 << 20
+"""Characters of a text that are held at once; a multiple of `calibration.data.windows.SLICE`, so that tokens of a long
+text do not depend on it."""
 
 
 def files_of(path: Path) -> list[Path]:
@@ -39,15 +45,24 @@ def files_of(path: Path) -> list[Path]:
         raise rejected(
             "calibration-missing", f"there is no {path}", "name a file or a folder of calibration text"
         )
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in found if file.suffix in SUFFIXES and file.is_file()]
+    found = [file for file in sorted(path.rglob("*")) if _shown(file, path)] if path.is_dir() else [path]
+    files = [file for file in found if _suffix(file) in SUFFIXES and file.is_file()]
     if not files:
+        device = found == [path] and not path.is_file()
         raise rejected(
             "calibration-format",
-            f"{path} is no text that calibration can read",
+            f"{path} is {'not a regular file' if device else 'no text that calibration can read'}",
             f"give a file, or a folder with files, of {', '.join(SUFFIXES)}",
         )
     return files
+
+
+def _shown(file: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _suffix(file: Path) -> str:
+    return file.suffix.lower()
 
 
 def digest_of(file: Path) -> str:
@@ -67,14 +82,13 @@ def documents_of(file: Path, render: Render | None) -> Iterator[Document]:
             ``calibration-needs-pyarrow`` (exit 8).
     """
     try:
-        if file.suffix == ".npy":
+        if _suffix(file) == ".npy":
             yield _tokens(file)
-        elif file.suffix in (".txt", ".md"):
-            text = file.read_text("utf-8")
-            if text.strip():
-                yield text
+        elif _suffix(file) in (".txt", ".md"):
+            with file.open(encoding=ENCODING) as stream:
+                yield from filter(str.strip, iter(lambda: stream.read(PIECE), ""))
         else:
-            rows = _lines(file) if file.suffix == ".jsonl" else enumerate(_table(file), 1)
+            rows = _lines(file) if _suffix(file) == ".jsonl" else enumerate(_table(file), 1)
             yield from (text for number, row in rows if (text := _text(row, file, number, render)).strip())
     except UnicodeDecodeError as error:
         raise rejected(
@@ -87,8 +101,11 @@ def documents_of(file: Path, render: Render | None) -> Iterator[Document]:
 def _tokens(file: Path) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise rejected("calibration-unreadable", f"{file}: {error}", "save it with numpy.save") from error
+    except (ValueError, EOFError) as error:  # numpy goes on to say how a pickle could be run
+        why = str(error).partition(".")[0]
+        raise rejected(
+            "calibration-unreadable", f"{file} is no array of numbers: {why:.200}", "save it with numpy.save"
+        ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         held = getattr(array, "dtype", "an archive of arrays")
         raise rejected(
@@ -101,8 +118,8 @@ def _tokens(file: Path) -> np.ndarray:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """Rows by the number of their line. Windows' tools begin a file with a mark of its byte order."""
-    with file.open(encoding="utf-8-sig") as stream:
+    """Rows by the number of their line."""
+    with file.open(encoding=ENCODING) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
@@ -124,7 +141,7 @@ def _table(file: Path) -> Iterator[Any]:
             exit=Exit.ENVIRONMENT,
         ) from error
     try:
-        if file.suffix == ".parquet":
+        if _suffix(file) == ".parquet":
             with pq.ParquetFile(file) as table:
                 wanted = [name for name in FIELDS if name in table.schema_arrow.names]
                 for batch in table.iter_batches(batch_size=256, columns=wanted):
@@ -159,7 +176,10 @@ def _text(row: Any, file: Path, number: int, render: Render | None) -> str:
                     f"{file} holds chat messages, and the model has no chat template",
                     "give the conversations as plain text",
                 )
-            return render(messages)
+            try:
+                return render(messages)
+            except OnnxGptError as error:
+                raise rejected(error.code, f"{file}: row {number}: {error.cause}", error.remedy) from error
     raise _bad_row(file, f"row {number} has neither a text nor chat messages with roles")
 
 

@@ -76,8 +76,8 @@ class Encoder:
         """Ids of a document without what the tokenizer puts before a text, a slice of it at a time.
 
         Raises:
-            OnnxGptError: ``token-out-of-range``; ``tokenizer-missing`` for a text that cannot be encoded;
-                ``calibration-not-utf8``.
+            OnnxGptError: ``token-out-of-range``; ``tokenizer-missing``, ``tokenizer-invalid`` for a text that cannot
+                be encoded; ``calibration-not-utf8``.
         """
         if isinstance(document, np.ndarray):
             for start in range(0, len(document), SLICE):
@@ -98,10 +98,15 @@ class Encoder:
                     "a text holds half of a surrogate pair, which is no character",
                     "write the text again, in UTF-8",
                 ) from error
+            except Exception as error:  # what the library raises where it has no token for a word
+                raise rejected(
+                    "tokenizer-invalid",
+                    f"the tokenizer cannot read the calibration text: {error}",
+                    "give a text of its words",
+                ) from error
             yield self._within(np.array(ids, np.int64))
 
     def _within(self, ids: np.ndarray) -> np.ndarray:
-        ids = np.asarray(ids, np.int64)
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]
         if len(outside):
             raise rejected(
@@ -109,7 +114,7 @@ class Encoder:
                 f"calibration data holds token {int(outside[0])}, the model has {self.vocab_size}",
                 "encode the data with the tokenizer of this model",
             )
-        return ids
+        return ids.astype(np.int64)
 
 
 def pack(

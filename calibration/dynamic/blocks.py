@@ -13,14 +13,13 @@ from typing import IO
 import numpy as np
 import onnx_ir as ir
 
+from calibration.int8 import scale_of
 from exporter.weights import Weight
 
 BLOCK = 32
 """Columns of a block: fewer leave the kernel's strips partly empty, more are slower to fetch."""
 CHANNELS = "onnx_gpt.optimizing.channels"
 """Metadata of a node that reads blocks: N, which the blocks themselves round up."""
-LARGEST = 127
-"""Largest code in size: products of u8 and −128 are the first to saturate where sums of two have 16 bits."""
 
 
 class BlockCodes:
@@ -90,8 +89,7 @@ class BlockCodes:
 
 def _scale_of(rows: np.ndarray) -> np.ndarray:
     """float32 ``[n, G]`` of ``[n, G, K/G]``."""
-    largest = np.abs(rows).max(axis=2)
-    return np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
+    return scale_of(np.abs(rows).max(axis=2))
 
 
 class _Codes(ir.LazyTensor):

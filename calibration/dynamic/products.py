@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.dynamic.blocks import BLOCK, CHANNELS, BlockCodes
-from calibration.quantization.sites import Site, site_of
+from calibration.quantization.sites import Site, drop_unused, site_of
 from graph_passes.matching import MICROSOFT, initializer, make, replace
 
 ZERO = 128
@@ -50,12 +50,7 @@ def quantize_dynamically(model: ir.Model) -> list[str]:
             rewriting.multiply(site)
         else:
             rewriting.lookup(site)
-    for table in {site.table for site in sites}:
-        for node in [node for node, _ in table.uses() if node.op_type == "Transpose"]:
-            if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-                model.graph.remove(node, safe=True)
-        if not table.uses():
-            del model.graph.initializers[str(table.name)]
+    drop_unused(model.graph, [site.table for site in sites])
     return [site.role for site in sites]
 
 

@@ -1,5 +1,4 @@
-"""Who gives up how much: the split of one budget over layers that costs least, when what each level costs is
-known."""
+"""Who gives up how much: the split of one budget over layers that costs least, when what each level costs is known."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from calibration import collecting
 from calibration.collecting import Piece, Stream
 from calibration.quantization.sites import site_of
-from calibration.segments import Segment
+from calibration.segments import Segment, extract
 from exporter.build import build
 from exporter.decoder import Decoder, Layer
 from exporter.weights import Weight
@@ -128,7 +128,8 @@ class Runner:
     def _load(
         self, graph: ir.Model, incoming: Sequence[ir.Value], outputs: Mapping[str, ir.Value], name: str
     ) -> Loaded:
-        segment = _between(graph, incoming, list(outputs.values()), name)
+        part = extract(graph, incoming, list(outputs.values()))
+        segment = Segment(name, part, tuple(str(value.name) for value in incoming), (), ())
         names = {label: str(value.name) for label, value in outputs.items()}
         self.folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as own:
@@ -161,16 +162,3 @@ def _input_of_layer(graph: ir.Graph) -> ir.Value:
     first = next(node for node in graph if role_of(node) in roles)
     assert first.inputs[0] is not None
     return first.inputs[0]
-
-
-def _between(
-    model: ir.Model, incoming: Sequence[ir.Value], outputs: Sequence[ir.Value], name: str
-) -> Segment:
-    """What makes some values out of others and the inputs of the whole."""
-    others = [value for value in model.graph.inputs if value not in incoming]
-    graph = ir.convenience.extract(model.graph, [*incoming, *others], outputs)
-    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
-        graph.inputs.remove(value)
-        graph.initializers.pop(str(value.name), None)
-    made = ir.Model(graph, ir_version=model.ir_version)
-    return Segment(name, made, tuple(str(value.name) for value in incoming), (), ())

@@ -9,12 +9,13 @@ KL(m) · error(n) / error(m)``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from calibration.collecting import Stream
+from calibration.progress import Advance
 from calibration.pruning.allocation import allocate
 from calibration.pruning.chain import Chain
 from calibration.pruning.model import FFN, OUT, Described, Loaded, Runner, forward
@@ -27,9 +28,6 @@ from calibration.statistics.regression import Regression, SecondMoments
 from calibration.threads import single_threaded_blas
 from exporter.variants import sizes_of
 from exporter.weights import Array, Weight
-
-Advance = Callable[[int, int, str], None]
-"""Told how many layers of how many are done, and what is being done."""
 
 MOST = 2.0
 """Of the whole model's share, how much one layer may lose; the search does not know how far its estimates hold."""

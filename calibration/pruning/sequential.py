@@ -7,24 +7,21 @@ once. What is pruned is every linear map inside a layer; tables, heads and norms
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from calibration import collecting
 from calibration.collecting import Stream
+from calibration.progress import Advance
 from calibration.pruning.sparsity import Sparsity
 from calibration.pruning.weights import Method
-from calibration.quantization.calibrated import moments
+from calibration.quantization.calibrated import forward, moments
 from calibration.quantization.sites import Site
-from calibration.segments import Segment, cut
+from calibration.segments import cut
 from calibration.threads import in_order, single_threaded_blas
 from exporter.weights import Stored, Weight, WeightTensor
-
-Advance = Callable[[int, int, str], None]
-"""Told how many layers of how many are done, and what is being done."""
 
 
 def prune_weights(
@@ -82,11 +79,3 @@ def replaced(site: Site, weight: Weight) -> Weight:
     site.table.const_value = WeightTensor(str(site.table.name), weight, transpose=transpose)
     site.table.shape = ir.Shape(weight.shape[::-1] if transpose else weight.shape)
     return weight
-
-
-def forward(segment: Segment, stream: Stream, folder: Path) -> None:
-    """Run a segment as it is now, and leave what later ones need."""
-    piece = collecting.load(segment, segment.outgoing, folder / "piece")
-    for batch, values in collecting.run(piece, segment, stream):
-        stream.put(batch, {name: values[name] for name in segment.outgoing})
-    stream.advance(segment.passing)

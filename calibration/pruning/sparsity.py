@@ -39,7 +39,12 @@ def sparsity_of(share: float | None, pattern: str | None) -> Sparsity:
         OnnxGptError: ``prune-invalid`` (exit 2).
     """
     if pattern is None:
-        if share is None or not 0 < share < 1:
+        if share is None:
+            raise invalid(
+                "nothing is said of what is to go",
+                "give --sparsity 0.5, --pattern 2:4 or --structured ffn=0.25",
+            )
+        if not 0 < share < 1:
             raise invalid(f"a sparsity of {share} leaves nothing to do, or nothing", "give --sparsity 0.5")
         return Sparsity(share)
     found = re.fullmatch(r"(\d+):(\d+)", pattern)

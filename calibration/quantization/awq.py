@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from calibration.progress import Advance
 from calibration.quantization import rtn
-from calibration.quantization.calibrated import Advance
 from calibration.quantization.sites import Site
 from calibration.quantization.tensors import CHUNK
 from calibration.quantization.weight_only import pieces

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from calibration.progress import Advance
 from calibration.quantization import rtn
-from calibration.quantization.calibrated import Advance
 from calibration.scheme import Grid, WeightOnly
 from calibration.walking import walk
 from exporter.decoder import Decoder

@@ -8,7 +8,7 @@ holds one piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from calibration import collecting
 from calibration.collecting import Stream
 from calibration.journal import Journal
+from calibration.progress import Advance
 from calibration.quantization import gptq
 from calibration.quantization.sites import Site
 from calibration.quantization.tensors import CHUNK, Coder, Filed
@@ -25,10 +26,7 @@ from calibration.scheme import TABLE, Gptq, Grid, WeightOnly
 from calibration.segments import Segment, cut
 from calibration.statistics.hessian import Hessian, product
 from calibration.threads import in_order, single_threaded_blas
-from exporter.weights import BlockFormat, Coded, Weight
-
-Advance = Callable[[int, int, str], None]
-"""Told how many layers of how many are done, and what is being done."""
+from exporter.weights import Coded, Weight
 
 WIDE = 8
 """Bits at which a table is rounded to nearest: nothing is left to gain."""
@@ -73,7 +71,8 @@ def calibrate(
             if journal.done < len(segments):
                 advance(len(segments) - 1, len(segments), "head")
                 inputs = moments(segments[-1], stream)[str(site.input.name)].finish()
-                _fill(coder, site, site.weight, grid, gptq.objective(inputs, TABLE_DAMPING, site.role))
+                objective = gptq.objective(inputs, TABLE_DAMPING, site.role)
+                fill_file(coder, site.weight, grid, objective, str(site.table.name))
                 journal.note({}, stream)
             coders[str(site.table.name)] = [coder]
     stream.close()
@@ -87,8 +86,7 @@ def _head(segment: Segment, scheme: Gptq, folder: Path) -> tuple[Site, Filed, Gr
     if site is None or grid is None or grid.bits >= WIDE:
         return None
     rows, columns = site.weight.shape
-    form = BlockFormat(grid.bits, grid.block_size, False, "float16")
-    return site, Filed(form, (rows, columns), folder / segment.name), grid
+    return site, Filed(grid.format, (rows, columns), folder / segment.name), grid
 
 
 def _coders(segment: Segment, scheme: Gptq, folder: Path) -> dict[str, list[Coder | None]]:
@@ -104,8 +102,8 @@ def filed(site: Site, scheme: WeightOnly, stem: Path) -> Iterator[Filed | None]:
     """Files for the codes of a product's pieces, None where one stays float."""
     for i, (weight, grid) in enumerate(pieces(site, scheme)):
         rows, columns = weight.shape
-        form = None if grid is None else BlockFormat(grid.bits, grid.block_size, False, "float16")
-        yield None if form is None else Filed(form, (rows, columns), stem.with_name(f"{stem.name}.{i}"))
+        file = stem.with_name(f"{stem.name}.{i}")
+        yield None if grid is None else Filed(grid.format, (rows, columns), file)
 
 
 def _choose(
@@ -142,12 +140,11 @@ def fill(coders: Sequence[Coder | None], site: Site, scheme: WeightOnly, inputs:
     """Choose the codes of a product's pieces into their files."""
     for coder, (weight, grid) in zip(coders, pieces(site, scheme), strict=True):
         if isinstance(coder, Filed) and grid is not None:
-            _fill(coder, site, weight, grid, inputs)
+            fill_file(coder, weight, grid, inputs, str(site.table.name))
 
 
-def _fill(coder: Filed, site: Site, weight: Weight, grid: Grid, inputs: gptq.Objective) -> None:
-    """Choose a weight's codes, some rows at a time, into their files."""
-    name = str(site.table.name)
+def fill_file(coder: Filed, weight: Weight, grid: Grid, inputs: gptq.Objective, name: str) -> None:
+    """Choose a weight's codes, some rows at a time, into their files; the name is for errors."""
     coder.clear()
 
     def coded(rows: tuple[int, int]) -> Coded:

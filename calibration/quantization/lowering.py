@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -92,15 +92,6 @@ class Lowering:
             ends = self._ints(weight.shape[1])
             rows = self._op("Slice", [rows, self._ints(0), ends, self._ints(-1)], f"{name}.rows")
         self._put(site, rows)
-
-    def sweep(self, tables: Iterable[ir.Value]) -> None:
-        """Drop float tables, and transposes of them, that nothing uses any more."""
-        for table in set(tables):
-            for node in [node for node, _ in table.uses() if node.op_type == "Transpose"]:
-                if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-                    self.graph.remove(node, safe=True)
-            if not table.uses():
-                self.graph.initializers.pop(str(table.name))
 
     # Pieces -------------------------------------------------------------------------------------------------
 

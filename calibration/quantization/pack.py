@@ -1,8 +1,7 @@
 """Codes to the bytes that MatMulNBits and GatherBlockQuantized read, and back.
 
-A row's codes are cut into blocks, the last one padded with the code of zero; inside a block the first code
-sits
-in the lowest bits of the first byte: ``[N, blocks, block · bits / 8]``.
+A row's codes are cut into blocks, the last one padded with the code of zero; inside a block the first code sits in the
+lowest bits of the first byte: ``[N, blocks, block · bits / 8]``.
 """
 
 from __future__ import annotations

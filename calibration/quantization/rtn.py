@@ -3,10 +3,9 @@
 An error counts ``|w|`` times: a plain square lets the search clip the largest weights, and the model is worse for it
 than without a search (docs/experiments.md). For given codes q the best scale of a block is then
 ``s = Σ|w|wq / Σ|w|q²``, and its error is ``Σ|w|w² − (Σ|w|wq)² / Σ|w|q²``, so a candidate is judged by the last term
-alone. Candidates come from a few start scales around
-``extreme / −2^(bits−1)``, where extreme is the signed weight of largest magnitude (llama.cpp's Q4_0 takes the
-same); the best is refitted once. The scale is rounded to float16 *before* the codes are taken for good, so
-nothing is lost between the search and the file.
+alone. Candidates come from a few start scales around ``extreme / −2^(bits−1)``, where extreme is the signed weight of
+largest magnitude (llama.cpp's Q4_0 takes the same); the best is refitted once. The scale is rounded to float16 *before*
+the codes are taken for good, so nothing is lost between the search and the file.
 
 Float16 bounds what a scale can be. Blocks too large for it are refused. In blocks so small that the scale is
 a subnormal, nothing is searched, and scales go up to the next multiple of 2⁻²⁴, which costs at most 2⁻²⁵ a weight.
@@ -34,9 +33,8 @@ The first is what a quantizer without a search does, so the search is never wors
 that lies on a grid of powers of two keeps it.
 """
 
-_SMALLEST = np.float32(2.0**-24)
-NORMAL = np.float32(2.0**-14)
-LARGEST = np.float32(65504.0)
+SMALLEST, NORMAL, LARGEST = np.float32(2.0**-24), np.float32(2.0**-14), np.float32(65504)
+"""Of float16: the smallest number above zero, the smallest that is no subnormal, the largest."""
 
 
 def quantize(rows: np.ndarray, grid: Grid, name: str = "a weight", first_row: int = 0) -> Coded:
@@ -52,8 +50,7 @@ def quantize(rows: np.ndarray, grid: Grid, name: str = "a weight", first_row: in
         Codes uint8 ``[R, K]`` (code of zero is ``2^(bits−1)``), scales float16 ``[R, ⌈K/block⌉]``, no minima.
 
     Raises:
-        OnnxGptError: ``weights-not-finite`` for NaN or infinity, ``scale-overflow`` where float16 cannot hold
-            a
+        OnnxGptError: ``weights-not-finite`` for NaN or infinity, ``scale-overflow`` where float16 cannot hold a
             scale.
     """
     scale = search(rows, grid, name, first_row)
@@ -199,8 +196,8 @@ def _to_float16(scale: np.ndarray, extreme: np.ndarray) -> np.ndarray:
     """
     tiny = (np.abs(scale) < NORMAL) & (extreme != 0)
     if tiny.any():
-        steps = np.maximum(np.ceil(np.abs(scale) / _SMALLEST), np.float32(1))
+        steps = np.maximum(np.ceil(np.abs(scale) / SMALLEST), np.float32(1))
         sign = np.where(scale == 0, -extreme, scale)
-        scale = np.where(tiny, np.copysign(steps * _SMALLEST, sign), scale)
+        scale = np.where(tiny, np.copysign(steps * SMALLEST, sign), scale)
     bounded: np.ndarray = np.clip(scale, -LARGEST, LARGEST)
     return bounded.astype(np.float16)

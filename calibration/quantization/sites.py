@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Literal
 
 import onnx_ir as ir
@@ -125,6 +126,16 @@ def _bias(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
         if one is product and constant and other.shape is not None and list(other.shape) == [width]:
             return add, other
     return None
+
+
+def drop_unused(graph: ir.Graph, tables: Iterable[ir.Value]) -> None:
+    """Take away float tables, and transposes of them, that nothing uses any more."""
+    for table in set(tables):
+        for node in [node for node, _ in table.uses() if node.op_type == "Transpose"]:
+            if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+                graph.remove(node, safe=True)
+        if not table.uses():
+            del graph.initializers[str(table.name)]
 
 
 def unknown_product(node: ir.Node) -> ir.Value | None:

@@ -1,10 +1,9 @@
 """A quantized weight as graph initializers that are computed while the file is written.
 
-One `QuantizedWeight` stands behind the codes, scales and minima of a weight. Each of its tensors streams
-itself into the file chunk by chunk. Whichever of them a writer thread comes to first computes a chunk's
-scales; they are small, so they are remembered, and the search is done once. Two threads that write codes and
-scales of one weight at the
-same time share the search: codes go through the chunks forwards, scales backwards.
+One `QuantizedWeight` stands behind the codes, scales and minima of a weight. Each of its tensors streams itself into
+the file chunk by chunk. Whichever of them a writer thread comes to first computes a chunk's scales; they are small, so
+they are remembered, and the search is done once. Two threads that write codes and scales of one weight at the same time
+share the search: codes go through the chunks forwards, scales backwards.
 
 Once every tensor of the weight has been written its scales are forgotten; writing it again computes them
 again.
@@ -28,7 +27,6 @@ from exporter.weights import BlockFormat, Coded, Weight
 
 CHUNK = 4 << 20
 """Bytes of float32 that are read and coded at once."""
-
 
 Parameter: TypeAlias = Literal["scale", "minimum"]
 
@@ -54,7 +52,7 @@ class Rounding:
 
     @property
     def format(self) -> BlockFormat:
-        return BlockFormat(self.grid.bits, self.grid.block_size, False, "float16")
+        return self.grid.format
 
     def coded(self, start: int, stop: int, scale: np.ndarray | None) -> Coded:
         rows = self.weight.rows(start, stop)

@@ -1,5 +1,4 @@
-"""Weight-only quantization of a graph: every matrix becomes codes and block scales that onnxruntime
-multiplies by.
+"""Weight-only quantization of a graph: every matrix becomes codes and block scales that onnxruntime multiplies by.
 
     x · Wᵀ + b      ⇒  MatMulNBits(x, codes, scale, b)
     W[i]            ⇒  reshape(GatherBlockQuantized(codes, i, scale))
@@ -25,7 +24,7 @@ import onnx_ir as ir
 
 from calibration.quantization.keep import hides_codes, runs, takes
 from calibration.quantization.lowering import Lowering
-from calibration.quantization.sites import Site, site_of, unknown_product
+from calibration.quantization.sites import Site, drop_unused, site_of, unknown_product
 from calibration.quantization.tensors import Coder, Keeping, QuantizedWeight, Rounding
 from calibration.scheme import TABLE, Grid, Keep, WeightOnly, WeightScheme
 from exporter.errors import OnnxGptError, rejected, unsupported
@@ -91,7 +90,7 @@ def quantize_weights(
     done: list[Treatment] = []
     for site, plan in zip(sites, plans, strict=True):
         done += _rewrite(site.as_it_stands(), plan, lowering)
-    lowering.sweep(site.table for site in sites)
+    drop_unused(graph, [site.table for site in sites])
     return (*done, *_vectors(graph))
 
 

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from calibration import collecting
-from calibration.collecting import Report, Stream
+from calibration.collecting import Stream
+from calibration.progress import Advance
 from calibration.quantization import gptq
+from calibration.quantization.calibrated import fill_file
 from calibration.quantization.sites import Site
-from calibration.quantization.tensors import CHUNK, Coder, Filed
+from calibration.quantization.tensors import Coder, Filed
 from calibration.scheme import Grid, RoundToNearest
 from calibration.segments import Segment, cut
 from calibration.statistics.hessian import Hessian
-from calibration.threads import in_order, single_threaded_blas
+from calibration.threads import single_threaded_blas
 from exporter.weights import BlockFormat, Coded, Weight
 
 Wanted = Iterable[tuple[str, Grid]]
@@ -64,7 +67,7 @@ class CodeBook:
         self._shapes: dict[str, tuple[int, int]] = {}
 
     def choose(
-        self, model: ir.Model, wanted: Wanted, tokens: np.ndarray, scratch: Path, report: Report
+        self, model: ir.Model, wanted: Wanted, tokens: np.ndarray, scratch: Path, advance: Advance
     ) -> None:
         """Choose the codes that are not there yet.
 
@@ -85,7 +88,7 @@ class CodeBook:
         stream = Stream(tokens, scratch)
         with single_threaded_blas():
             for i, segment in enumerate(segments[:-1]):
-                report(i, len(segments) - 1)
+                advance(i, len(segments) - 1, f"{segment.name}, codes")
                 roles = {role for site in segment.sites() for role, _ in site.parts()}
                 self._segment(segment, [entry for entry in missing if entry[0] in roles], stream, scratch)
 
@@ -126,30 +129,23 @@ class CodeBook:
                     self._choose(role, weights[role], grid, objective)
 
     def _choose(self, role: str, weight: Weight, grid: Grid, objective: gptq.Objective) -> None:
-        partial = dataclasses.replace(self._filed(role, grid), stem=self.folder / "partial")
-        for file in self.folder.glob("partial.*"):
-            file.unlink()
-
-        def coded(rows: tuple[int, int]) -> Coded:
-            return gptq.quantize(weight.rows(*rows), objective, grid, role, rows[0])
-
-        for some in in_order(coded, weight.pieces(CHUNK)):
-            partial.append(some)
-        for suffix in (".codes", ".scale"):  # the scales come last: where they are, all is there
-            name = self._filed(role, grid).stem.name + suffix
-            (self.folder / f"partial{suffix}").rename(self.folder / name)
+        filed = self._filed(role, grid)
+        # Of this process alone: another run may be filling the same folder.
+        with tempfile.TemporaryDirectory(prefix="partial-", dir=self.folder) as mine:
+            partial = dataclasses.replace(filed, stem=Path(mine) / filed.stem.name)
+            fill_file(partial, weight, grid, objective, role)
+            for suffix in (".codes", ".scale"):  # the scales come last: where they are, all is there
+                name = filed.stem.name + suffix
+                (Path(mine) / name).replace(self.folder / name)
 
     def _is_there(self, role: str, grid: Grid) -> bool:
         stem = self._filed(role, grid).stem
         return stem.with_name(stem.name + ".scale").exists()
 
     def _filed(self, role: str, grid: Grid) -> Filed:
-        form = BlockFormat(grid.bits, grid.block_size, False, "float16")
-        return Filed(form, self._shapes[role], self.folder / f"{role}.{grid.bits}.{grid.block_size}")
+        stem = self.folder / f"{role}.{grid.bits}.{grid.block_size}"
+        return Filed(grid.format, self._shapes[role], stem)
 
 
 def _shape(weight: Weight) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
-
-
-Coders = Mapping[str, Sequence[Coder | None]]

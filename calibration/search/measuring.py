@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from calibration import collecting
 from calibration.collecting import BATCH_TOKENS
-from calibration.quantization.weight_only import quantize_weights
+from calibration.progress import Advance
+from calibration.quantization.weight_only import Coders, quantize_weights
 from calibration.scheme import TABLE, RoundToNearest
-from calibration.search.code_book import Coders
 from calibration.search.units import Allocation, Option, Unit, scheme_of_allocation
 from calibration.segments import Segment, cut
 
@@ -68,6 +68,8 @@ class Measurer:
         self._folder = folder
         self._coders_of = coders_of
         self._every = every
+        self._head: tuple[Option | None, collecting.Piece] | None = None
+        """The loaded head, and the format that it is in."""
         self._reference = log_softmax(self._logits(self._through({})[-1], {}))
         self.digest = hashlib.sha256(self._reference.tobytes()).hexdigest()[:16]
         """Of the float model on this text."""
@@ -85,21 +87,20 @@ class Measurer:
         self,
         base: Allocation,
         wanted: Mapping[str, Sequence[Option]],
-        report: Callable[[int, int, str], None] = lambda done, total, what: None,
+        advance: Advance = lambda done, total, what: None,
     ) -> Iterator[Delta]:
         """The KL of the base with each wanted option in turn, a layer's all at once, first layers first."""
         if not any(wanted.values()):
             return
-        groups = [
-            (i, [(u, o) for u in self._units_in(i) for o in wanted.get(u.name, ())]) for i in self._places()
-        ]
+        places = range(len(self._segments) - 1)
+        groups = [(i, [(u, o) for u in self._units_in(i) for o in wanted.get(u.name, ())]) for i in places]
         total = sum(len(variants) for _, variants in groups)
         states = self._through(base)
         done = 0
         for i, variants in groups:
             if not variants:
                 continue
-            report(done, total, f"{self._segments[i].name}, formats")
+            advance(done, total, f"{self._segments[i].name}, formats")
             for (unit, option), logits in zip(
                 variants, self._variants(i, variants, base, states[i]), strict=True
             ):
@@ -108,13 +109,10 @@ class Measurer:
 
     # Segments -----------------------------------------------------------------------------------------------
 
-    def _places(self) -> range:
-        return range(len(self._segments) - 1)
-
     def _units_in(self, i: int) -> list[Unit]:
         """The units of a segment; the table counts with the embedding."""
-        names: dict[int | None, str] = {None: "embedding"}
-        return [u for u in self.units if names.get(u.layer, f"layers.{u.layer}") == self._segments[i].name]
+        name = self._segments[i].name
+        return [u for u in self.units if name == ("embedding" if u.layer is None else f"layers.{u.layer}")]
 
     def _through(self, base: Allocation) -> list[State]:
         """The state before each segment."""
@@ -159,15 +157,12 @@ class Measurer:
         """Logits of the positions that are compared, ``[N · P, V]``."""
         head = self._segments[-1]
         kept = {name: state[name][:, self._every - 1 :: self._every] for name in head.incoming}
-        if self._loaded is None or self._loaded[0] != allocation.get(TABLE):
+        if self._head is None or self._head[0] != allocation.get(TABLE):
             piece = collecting.load(self._quantized(head, allocation), head.outgoing, self._folder / "head")
-            self._loaded = (allocation.get(TABLE), piece)
+            self._head = (allocation.get(TABLE), piece)
         tokens = self.tokens[:, self._every - 1 :: self._every]
-        logits = self._loaded[1].run(tokens, kept)[head.outgoing[0]]
+        logits = self._head[1].run(tokens, kept)[head.outgoing[0]]
         return logits.reshape(-1, logits.shape[-1])
-
-    _loaded: tuple[Option | None, collecting.Piece] | None = None
-    """The head, and its format."""
 
     def _quantized(self, segment: Segment, allocation: Allocation) -> Segment:
         """A copy of a segment in the formats of an allocation; itself where all of it stays float."""

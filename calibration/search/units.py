@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -12,13 +11,13 @@ import onnx_ir as ir
 
 from calibration.quantization.sites import site_of
 from calibration.scheme import TABLE, Grid, RoundToNearest
+from calibration.segments import LAYER
 from exporter.errors import Exit, OnnxGptError
 
 ALIGNMENT = 4096
 """Bytes: where a tensor of a file of weights begins."""
 TIED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 """Linear maps of one input, by the name of the product that passes make of them."""
-LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,10 @@ def options_of(text: str) -> list[Option]:
     Raises:
         OnnxGptError: ``scheme-invalid`` (exit 2).
     """
-    return list(dict.fromkeys(_option(item.strip()) for item in text.split(",") if item.strip()))
+    found = dict.fromkeys(_option(item.strip()) for item in text.split(",") if item.strip())
+    if not found:
+        raise _no_option(text)
+    return list(found)
 
 
 def scheme_of_allocation(units: Iterable[Unit], allocation: Allocation) -> RoundToNearest:

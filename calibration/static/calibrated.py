@@ -19,9 +19,11 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.collecting import Stream
+from calibration.int8 import LARGEST
 from calibration.journal import Journal
+from calibration.progress import Advance
 from calibration.quantization import gptq
-from calibration.quantization.calibrated import Advance, filed, fill, forward, moments
+from calibration.quantization.calibrated import filed, fill, forward, moments
 from calibration.quantization.sites import Site
 from calibration.quantization.tensors import CHUNK, Coder
 from calibration.quantization.weight_only import Coders, quantize_weights
@@ -35,7 +37,6 @@ from calibration.threads import in_order, single_threaded_blas
 
 SAMPLED = 4
 """Of so many tokens one is counted for a range."""
-LARGEST = 127
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,8 @@ from typing import IO, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from calibration.int8 import scale_of
 from exporter.weights import Weight
-
-LARGEST = 127
-"""Largest code in size: products of u8 and −128 are the first to saturate where sums of two have 16 bits."""
 
 
 class ChannelCodes(Protocol):
@@ -102,8 +100,7 @@ def nearest(rows: np.ndarray) -> np.ndarray:
 
 
 def _scale_of(rows: np.ndarray) -> np.ndarray:
-    largest = np.abs(rows).max(axis=1)
-    return np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
+    return scale_of(np.abs(rows).max(axis=1))
 
 
 class _Transposed(Protocol):

@@ -18,8 +18,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from calibration.quantization.sites import Site, site_of
-from calibration.static.codes import LARGEST, ChannelCodes, RoundedCodes
+from calibration.int8 import LARGEST
+from calibration.quantization.sites import Site, drop_unused, site_of
+from calibration.static.codes import ChannelCodes, RoundedCodes
 from graph_passes.matching import initializer, make, replace
 
 STATIC = frozenset(["q", "k", "v", "qkv", "o", "gate", "up", "gate_up"])
@@ -86,9 +87,7 @@ def quantize_products(
         if step is not None:
             new.append(make("Mul", [product.outputs[0], step], name))
         replace(site.nodes[0], [site.nodes[0]], new, [(site.nodes[0].outputs[0], new[-1].outputs[0])])
-    for table in {site.table for site in sites}:
-        if not table.uses():
-            del graph.initializers[str(table.name)]
+    drop_unused(graph, [site.table for site in sites])
 
 
 def grid_of(ends: Range) -> tuple[float, int]:

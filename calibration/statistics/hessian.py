@@ -50,13 +50,13 @@ class Hessian:
         return self.total / max(self.count, 1)
 
 
-def require_finite(hessian: np.ndarray, name: str) -> None:
-    """Refuse a second moment of inputs that are not numbers.
+def require_finite(statistic: np.ndarray, name: str) -> None:
+    """Refuse a statistic of activations that are not numbers.
 
     Raises:
         OnnxGptError: ``activations-not-finite``.
     """
-    if not np.isfinite(hessian).all():
+    if not np.isfinite(statistic).all():
         raise rejected(
             "activations-not-finite",
             f"{name}: the float model gives NaN or infinity on the calibration text",

@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 
-HALF_MAX = 65504.0
-"""Largest float16."""
-INT8_MAX = 127
+from calibration.int8 import LARGEST
+from calibration.statistics.half_range import HalfRange
+from graph_passes.lowering.half import HALF_MAX
+
 LOWEST, BINS = -64, 96
 """Powers of two by which values are counted: from 2^LOWEST on, BINS of them; smaller ones fall into the first."""
 
@@ -18,26 +19,25 @@ class ValueRange:
     """What has been seen so far. Values that are not finite are counted and left out of all else.
 
     Attributes:
-        largest: of |x|.
-        square: largest Σ x² of a row, the sum that a norm takes.
+        half: beside float16.
         counts: values by the power of two that |x| reaches, zeros left out.
         energies: Σ x² of the same.
-        lost: Σ (x − x₁₆)², what rounding to float16 takes from values that it holds.
-        count: values, zeros among them.
         not_finite: values that are NaN or infinite.
     """
 
-    largest: float
-    square: float
+    half: HalfRange
     counts: np.ndarray
     energies: np.ndarray
-    lost: float
-    count: int
     not_finite: int
 
     @classmethod
     def empty(cls) -> ValueRange:
-        return cls(0.0, 0.0, np.zeros(BINS, np.int64), np.zeros(BINS), 0.0, 0, 0)
+        return cls(HalfRange.empty(), np.zeros(BINS, np.int64), np.zeros(BINS), 0)
+
+    @property
+    def count(self) -> int:
+        """Values, zeros among them."""
+        return self.half.count
 
     def add(self, batch: np.ndarray) -> ValueRange:
         """Values ``[..., K]``, float32."""
@@ -48,39 +48,29 @@ class ValueRange:
         if not finite.all():
             self.not_finite += int(rows.size - finite.sum())
             rows = np.where(finite, rows, np.float32(0))
-        squares = np.einsum("tk,tk->t", rows, rows, dtype=np.float64)
-        bounded = np.clip(rows, -HALF_MAX, HALF_MAX)
-        off = bounded - bounded.astype(np.float16).astype(np.float32)
-        self.largest = max(self.largest, float(np.abs(rows).max()))
-        self.square = max(self.square, float(squares.max()))
-        self.lost += float(np.einsum("tk,tk->", off, off, dtype=np.float64))
+        self.half.add(rows)
         flat = rows[rows != 0]
         bins = np.clip(np.frexp(flat)[1] - LOWEST, 0, BINS - 1)
         self.counts += np.bincount(bins, minlength=BINS)
         self.energies += np.bincount(bins, weights=flat.astype(np.float64) ** 2, minlength=BINS)
-        self.count += rows.size
         return self
 
     def merge(self, other: ValueRange) -> ValueRange:
         return ValueRange(
-            max(self.largest, other.largest),
-            max(self.square, other.square),
+            self.half.merge(other.half),
             self.counts + other.counts,
             self.energies + other.energies,
-            self.lost + other.lost,
-            self.count + other.count,
             self.not_finite + other.not_finite,
         )
 
     def finish(self) -> Range:
-        energy = float(self.energies.sum())
-        rms = (energy / self.count) ** 0.5 if self.count else 0.0
+        fit, energy = self.half.finish(), self.half.energy
         loss, zeroed = self._int8()
         return Range(
-            largest=self.largest,
-            rms=rms,
-            square=self.square,
-            half_error=(self.lost / energy) ** 0.5 if energy else 0.0,
+            largest=fit.largest,
+            rms=(energy / self.count) ** 0.5 if self.count else 0.0,
+            square=fit.square,
+            half_error=fit.rounding,
             int8_error=(loss / energy) ** 0.5 if energy else 0.0,
             int8_zeroed=zeroed / self.count if self.count else 0.0,
             not_finite=self.not_finite,
@@ -92,7 +82,7 @@ class ValueRange:
         Values below half a step lose all that they are; others the step's own spread, step²/12. A power of two is
         counted on one side or the other.
         """
-        step = self.largest / INT8_MAX
+        step = self.half.largest / LARGEST
         if step == 0:
             return 0.0, 0
         first = min(max(int(np.frexp(step / 2)[1]) - LOWEST, 0), BINS)
@@ -108,7 +98,7 @@ class Range:
         largest: of |x|.
         rms: their size, root mean square.
         square: largest Σ x² of a row.
-        half_error: what rounding to float16 takes, over their size; 2.1e-4 where none is subnormal.
+        half_error: what rounding to float16 takes, over their size (`HalfFit.rounding`).
         int8_error: the same of 8 bits with one symmetric scale that reaches the largest, to about a tenth.
         int8_zeroed: share of values other than 0 that such a grid makes 0.
         not_finite: values that are NaN or infinite.

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from calibration.quantization.calibrated import Advance
+from calibration.progress import Advance
 from calibration.static.codes import nearest
 from calibration.static.qdq import rounded_to, rows_rounded
 from calibration.statistics.histogram import Histogram

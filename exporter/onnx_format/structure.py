@@ -13,6 +13,10 @@ import onnx
 from exporter.errors import rejected, unsupported
 from exporter.onnx_format.external import tensors_of
 
+STANDARD = ("", "ai.onnx")
+"""ONNX's own domain, which has two names."""
+OLDEST = 11
+"""The first operator set that is taken: older ones keep sizes in attributes, and nobody writes them any more."""
 RUNTIME_DOMAIN = "com.microsoft"
 """Domain of the operators that onnxruntime brings itself."""
 
@@ -27,6 +31,13 @@ def check_structure(model: onnx.ModelProto) -> None:
         OnnxGptError: ``onnx-invalid`` with what the checker says; ``onnx-feature`` (exit 3) for operators that neither
             ONNX nor onnxruntime has.
     """
+    version = min((entry.version for entry in model.opset_import if entry.domain in STANDARD), default=OLDEST)
+    if version < OLDEST:
+        raise unsupported(
+            "onnx-feature",
+            f"the graph is of operator set {version}, older than {OLDEST}",
+            f"export the model again, with operator set {OLDEST} or a newer one",
+        )
     functions = {function.domain for function in model.functions}
     for node in nodes_of(model):
         names = (node.name, node.op_type, node.domain, *node.input, *node.output)
@@ -34,7 +45,7 @@ def check_structure(model: onnx.ModelProto) -> None:
             raise rejected(  # protobuf gives bytes where they are no UTF-8
                 "onnx-invalid", f"names of node {node.name!r} are not text", "export the model again"
             )
-        if node.domain not in ("", "ai.onnx", RUNTIME_DOMAIN, *functions):
+        if node.domain not in (*STANDARD, RUNTIME_DOMAIN, *functions):
             raise unsupported(
                 "onnx-feature",
                 f"node {node.name!r} is a {node.op_type} of the domain {node.domain!r}, which nobody here knows",

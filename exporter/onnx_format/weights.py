@@ -14,16 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from exporter.control import KEEP
 from exporter.errors import unsupported
-from exporter.weights import Array, Stored, Transposed, Weight, WeightTensor, transposed
+from exporter.weights import Array, Stored, Transposed, Weight, WeightTensor, require_finite, transposed
 
 LARGE = 4096
 """Bytes above which a constant in a node becomes an initializer, and below which a tensor is held in memory."""
 
 STORED = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16"}
-
-OPTIONAL_INPUT = "num_logits_to_keep"
-"""The one input that has a default in the graph's contract."""
 
 VECTOR_USERS = {
     "Add": (0, 1),
@@ -78,7 +76,7 @@ def _hold(value: ir.Value, weight: Weight, *, turned: bool) -> None:
 
 def _drop_inputs_of_weights(graph: ir.Graph) -> None:
     """Old files list every initializer among the inputs; only the contract's own optional input stays one."""
-    for value in [value for value in graph.inputs if value.is_initializer() and value.name != OPTIONAL_INPUT]:
+    for value in [value for value in graph.inputs if value.is_initializer() and value.name != KEEP]:
         graph.inputs.remove(value)
 
 
@@ -144,7 +142,7 @@ def _weight(tensor: ir.TensorProtocol, name: str) -> Weight:
     if isinstance(tensor, ir.ExternalTensor):
         shape = tuple(int(dim) for dim in tensor.shape.numpy())
         return Stored(Path(tensor.path), tensor.offset or 0, STORED[tensor.dtype], shape, name)
-    return Array(tensor.numpy())
+    return Array(require_finite(tensor.numpy(), name))
 
 
 # Turned matrices ------------------------------------------------------------------------------------------
@@ -240,14 +238,7 @@ def _equal(a: Weight, b: Weight) -> bool:
     if _place(a) is not None and _place(a) == _place(b):
         return True
     probes = ((0, min(PROBE, a.shape[0])), *a.pieces(PIECE))
-    return all(np.array_equal(x, y) for x, y in _pairs(a, b, probes))
-
-
-def _pairs(
-    a: Weight, b: Weight, pieces: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start, stop in pieces:
-        yield a.rows(start, stop), b.rows(start, stop)
+    return all(np.array_equal(a.rows(*rows), b.rows(*rows)) for rows in probes)
 
 
 def _place(weight: Weight) -> tuple[object, ...] | None:

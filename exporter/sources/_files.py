@@ -105,9 +105,8 @@ def parse_json_object(data: bytes, what: str, code: str) -> dict[str, Any]:
     try:
         text = data.decode("utf-8")
         value = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-        if (
-            "\\u" in text
-        ):  # an escape can spell half a surrogate pair, which no terminal or file can then hold
+        # an escape can spell half a surrogate pair, which no terminal or file can then hold
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise rejected(code, f"{what} is nested too deeply", "write the file again") from error

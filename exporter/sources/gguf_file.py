@@ -27,8 +27,7 @@ def load(uri: str) -> Checkpoint:
     """Read the header. Weights are read when they are asked for.
 
     Raises:
-        OnnxGptError: ``source-missing``, ``gguf-invalid``, ``tokenizer-too-large`` (exit 4);
-            ``gguf-version``,
+        OnnxGptError: ``source-missing``, ``gguf-invalid``, ``tokenizer-too-large`` (exit 4); ``gguf-version``,
             ``gguf-type-unsupported``, ``gguf-key-unsupported``, ``gguf-rope-unsupported``,
             ``gguf-tokenizer-unsupported``, ``gguf-split``, ``architecture-unknown`` (exit 3).
     """
@@ -36,6 +35,13 @@ def load(uri: str) -> Checkpoint:
     if not path.is_file():
         raise rejected("source-missing", f"{uri!r} is not a file", "check the path")
     header = read_header(path)
+    kind = header.text("general.type", "model")
+    if kind != "model":
+        raise unsupported(
+            "gguf-key-unsupported",
+            f"{path.name} is no model by itself (general.type = {kind!r:.80})",
+            "give the model that it belongs to; adapters are merged with llama-export-lora",
+        )
     if header.integer("split.count", 1) > 1:
         raise unsupported(
             "gguf-split",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError, rejected, unsupported
+from exporter.families import describe
 from exporter.sources._files import JSON_LIMIT, has, inside, parse_json_object, read_bytes
 from exporter.sources._safetensors import read_header
 from exporter.weights import Weight
@@ -27,31 +27,16 @@ FILES = (
 FILE_LIMIT = 256 << 20
 """Bytes of such a file. Gemma 3's tokenizer.json, the largest known, has 33 MB."""
 
-SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+SLOW_TOKENIZERS = (
+    *("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model"),
+    *("tekken.json", "qwen.tiktoken"),
+)
 """Files of tokenizers that transformers turns into a tokenizer.json when it loads them."""
 
 ADAPTER = "adapter_config.json"
 
 MODELS = (".gguf", ".onnx", ".pt", ".pth")
 """Ends of files that are a source each, and lie in folders too."""
-
-BASE_PREFIX = {
-    "GPT2LMHeadModel": "transformer.",
-    "GPTJForCausalLM": "transformer.",
-    "GPTNeoXForCausalLM": "gpt_neox.",
-    "Gemma3ForCausalLM": "model.",
-    "GraniteForCausalLM": "model.",
-    "LlamaForCausalLM": "model.",
-    "MistralForCausalLM": "model.",
-    "OPTForCausalLM": "model.",
-    "Olmo2ForCausalLM": "model.",
-    "Phi3ForCausalLM": "model.",
-    "PhiForCausalLM": "model.",
-    "Qwen2ForCausalLM": "model.",
-    "Qwen3ForCausalLM": "model.",
-    "Starcoder2ForCausalLM": "model.",
-}
-"""Where a class keeps its base model; see `with_base_prefix`."""
 
 HEADS = ("lm_head.", "embed_out.")
 """Tensors that lie beside the base model."""
@@ -71,8 +56,7 @@ def load(uri: str) -> Checkpoint:
             ``adapter-unmerged`` (exit 3).
     """
     bare = untrained(uri)
-    weights = _read_weights(Path(uri))
-    return dataclasses.replace(bare, weights=with_base_prefix(weights, bare.architecture))
+    return with_base_prefix(dataclasses.replace(bare, weights=_read_weights(Path(uri))))
 
 
 def untrained(uri: str) -> Checkpoint:
@@ -117,7 +101,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
                 raise rejected("config-unreadable", f"{what}: {error}", "write it again, in UTF-8") from error
         elif name != "tokenizer.json":  # the library that runs it reads that one
             parse_json_object(data, what, "config-unreadable")
-    slow = [name for name in SLOW_TOKENIZERS if has(folder, name)]
+    slow = [name for name in (*SLOW_TOKENIZERS, "tokenizer_config.json") if has(folder, name)]
     if slow and "tokenizer.json" not in files:
         raise unsupported(
             "tokenizer-slow",
@@ -151,18 +135,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def with_base_prefix(weights: Mapping[str, Weight], architecture: str) -> Mapping[str, Weight]:
-    """Tensor names as the class in ``architectures`` spells them.
+def with_base_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with tensor names as the class in ``architectures`` spells them.
 
     A class with a head wraps a base model (GPT2LMHeadModel.transformer, LlamaForCausalLM.model) and
     transformers loads checkpoints of either. ``gpt2`` on the Hub is the best known one saved from the base
     model: ``h.0.ln_1.weight`` for ``transformer.h.0.ln_1.weight``. Where no tensor has the prefix, all but
     the head's get it.
     """
-    prefix = BASE_PREFIX.get(architecture)
-    if prefix is None or any(name.startswith(prefix) for name in weights):
-        return weights
-    return {name if name.startswith(HEADS) else prefix + name: weight for name, weight in weights.items()}
+    try:
+        prefix = describe(checkpoint).embedding.name.partition(".")[0] + "."
+    except OnnxGptError:  # whoever asks for the description is told what is wrong with the configuration
+        return checkpoint
+    weights = checkpoint.weights
+    if any(name.startswith(prefix) for name in weights):
+        return checkpoint
+    named = {name if name.startswith(HEADS) else prefix + name: weight for name, weight in weights.items()}
+    return dataclasses.replace(checkpoint, weights=named)
 
 
 def _read_weights(folder: Path) -> dict[str, Weight]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ from exporter.onnx_format.reader import take_in
 PREFIX = "module:"
 BATCH, LENGTH = 2, 7
 """Tokens ``[B, S]`` that a module is traced and tried on."""
+SAME = 1e-2
+"""Of the largest logit: the most by which logits of the same tokens may differ where others come after them."""
 FAILURES = (Exception, SystemExit)
 """What code of the user's may raise, and is no reason to stop without a word."""
 
@@ -154,9 +157,20 @@ def failed(what: str, error: BaseException, remedy: str) -> OnnxGptError:
 
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[None]:
-    """Let what code of the user's prints go to stderr."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    """Let what code of the user's prints go to stderr, and what libraries and programs that it calls print."""
+    sys.stdout.flush()
+    try:
+        own = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of the two is closed
+        own = -1
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if own >= 0:
+            os.dup2(own, 1)
+            os.close(own)
 
 
 def _is_logits(value: Any) -> bool:
@@ -164,7 +178,7 @@ def _is_logits(value: Any) -> bool:
 
 
 def _require_logits(module: Any, tokens: Any) -> None:
-    """Run the module thrice: it has to give logits of all tokens, of fewer too, and the same ones again.
+    """Run the module thrice: it has to give logits of all tokens, of fewer too the same, and the same ones again.
 
     Raises:
         OnnxGptError: ``module-unusable``.
@@ -195,6 +209,13 @@ def _require_logits(module: Any, tokens: Any) -> None:
             "module-unusable",
             f"{name} gives other logits when it is called again with the same tokens",
             "leave dropout to training, F.dropout(x, p, training=self.training), and keep no state between calls",
+        )
+    long, short = given[0][:1, : given[1].shape[1]].nan_to_num(), given[1].nan_to_num()
+    if (long - short).abs().max() > SAME * long.abs().max():
+        raise rejected(
+            "module-unusable",
+            f"{name} gives other logits for {short.shape[1]} tokens when others come after them",
+            "let every token see itself and those before it alone, and do the same whatever the length",
         )
 
 

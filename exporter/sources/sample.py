@@ -53,12 +53,24 @@ def load(uri: str) -> Checkpoint:
 
 
 def cache_folder() -> Path:
-    """Where fetched models stay: ONNX_GPT_CACHE, or onnx-gpt in the user's cache folder."""
+    """Where fetched models stay: ONNX_GPT_CACHE, or onnx-gpt in the user's cache folder.
+
+    Raises:
+        OnnxGptError: ``home-unknown`` (exit 8) for a user without a home, as containers have.
+    """
     own = os.environ.get("ONNX_GPT_CACHE")
     if own:
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "onnx-gpt"
+    try:
+        return (Path(shared) if shared else Path.home() / ".cache") / "onnx-gpt"
+    except RuntimeError as error:
+        raise OnnxGptError(
+            "home-unknown",
+            "this user has no home directory, which the cache would be in",
+            "set ONNX_GPT_CACHE to a folder",
+            exit=Exit.ENVIRONMENT,
+        ) from error
 
 
 def smollm2() -> Path:

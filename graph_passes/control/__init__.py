@@ -6,5 +6,6 @@ rotary tables, rows of learned positions), and each edge is small enough to be r
 together tell every meaning from every other.
 
 `interface` names the inputs, `island` finds the edges, `probe` runs them, `masks` and `tables` say what they mean,
-`rewrite` puts the canonical spelling in their place, `contract` gives the graph the common names.
+`rewrite` writes the canonical spelling, `edges` puts it in their place. `caches` tells which input is whose cache,
+`tokens` whether tokens meet in attention alone, and `names` gives the graph the contract's names.
 """

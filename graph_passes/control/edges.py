@@ -24,7 +24,7 @@ from graph_passes.control.tables import (
     table_of,
 )
 from graph_passes.inference import dims, facts
-from graph_passes.inference.shapes import Shape
+from graph_passes.inference.call import Shape
 from graph_passes.lowering.causal import mask_structure, positions_of
 from graph_passes.matching import attribute, constant, producer, role_of
 from graph_passes.outcome import NearMiss, Outcome
@@ -165,11 +165,13 @@ class _Work:
             for use in edge.uses:
                 data = self._data(use)
                 sizes = None if data is None else _sizes(use, data)
-                if data is None or sizes is None or self._is_row(edge, use, sizes) != rows:
-                    if not rows and (data is None or sizes is None):
+                if data is None or sizes is None:
+                    if not rows:  # said once, though uses are gone through for masks and for rows
                         self._refuse(
                             use, "it meets no data, or more than one, or data whose shape is unknown"
                         )
+                    continue
+                if self._is_row(edge, use, sizes) != rows:
                     continue
                 objection = None if rows else self._objection(use, data, sizes)
                 if objection is not None:

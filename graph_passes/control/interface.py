@@ -6,7 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-KEEP = "num_logits_to_keep"
+from exporter.control import KEEP
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from graph_passes.control.interface import Interface
 from graph_passes.inference import facts
 from graph_passes.matching import SMALL
-from graph_passes.proof.evaluate import Call
+from graph_passes.proof.subgraph import Call
+from graph_passes.structure.constants import tensor_key
 
 FLOWS = {
     "Add": (0, 1),
@@ -31,7 +32,6 @@ FLOWS = {
 """Inputs through which values mix with the data. Everything else that an island feeds is a length or an axis."""
 
 RANDOM = frozenset(["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"])
-
 
 BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
@@ -131,7 +131,7 @@ class _Numbers:
             tensor = value.const_value
             if tensor is None or tensor.nbytes > SMALL or isinstance(tensor, ir.LazyTensor):
                 return value
-            return "constant", str(tensor.dtype), tuple(tensor.shape), tensor.tobytes()
+            return "constant", tensor_key(tensor)
         if any(attr.type in BODIES for attr in node.attributes.values()):
             return value
         inputs = tuple(None if v is None else self._by_value[v] for v in node.inputs)
@@ -156,7 +156,4 @@ def _plain(attribute: ir.Attr) -> Hashable:
     """An attribute's content; a tensor's name is not part of it."""
     if attribute.type != ir.AttributeType.TENSOR:
         return bytes(ir.to_proto(attribute).SerializeToString())
-    tensor = attribute.as_tensor()
-    if tensor.nbytes > SMALL:
-        return id(tensor)
-    return str(tensor.dtype), tuple(tensor.shape), tensor.tobytes()
+    return tensor_key(attribute.as_tensor())

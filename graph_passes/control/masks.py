@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from graph_passes.control.probe import DECODE, Probe, Runner, whole
 from graph_passes.matching import SMALL
-from graph_passes.proof.evaluate import CannotEvaluate, Subgraph
+from graph_passes.proof.evaluate import CannotEvaluate
+from graph_passes.proof.subgraph import Subgraph
 
 MASKED = -1e4
 """What is added to a score that is not to count is at most this."""
@@ -209,8 +210,5 @@ def _is_tensor(attribute: ir.Attr) -> bool:
 
 
 def _dims(value: ir.Value) -> list[int]:
-    return (
-        [dim for dim in value.const_value.shape if isinstance(dim, int)]
-        if value.const_value is not None
-        else []
-    )
+    tensor = value.const_value
+    return [] if tensor is None else [dim for dim in tensor.shape if isinstance(dim, int)]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, MutableSequence, Sequence
 
 import onnx_ir as ir
 
-from exporter.control import END, start_of_logits
+from exporter.control import END, KEEP, start_of_logits
 from exporter.emitter import Emitter
 from graph_passes.control.caches import Cache, caches_of
-from graph_passes.control.interface import KEEP, Interface
+from graph_passes.control.interface import Interface
 from graph_passes.control.rewrite import splice
 from graph_passes.inference import dims, facts
 from graph_passes.matching import make

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from graph_passes.control.interface import Interface
 from graph_passes.control.island import Island
 from graph_passes.inference import dims, facts
-from graph_passes.proof.evaluate import CannotEvaluate, Subgraph, evaluate
+from graph_passes.proof.evaluate import CannotEvaluate, evaluate
+from graph_passes.proof.subgraph import Subgraph
 
 TABLES = 1 << 26
 """Bytes of constants that one edge may read: cosines of 128K positions."""

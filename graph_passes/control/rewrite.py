@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -206,17 +207,16 @@ def _free_name(value: ir.Value, taken: dict[str, ir.Value]) -> None:
     if other is None or other is value:
         taken[name] = value
     elif other.is_graph_input() or other.is_graph_output() or other.is_initializer():
-        count = 1
-        while f"{name}_{count}" in taken:
-            count += 1
-        value.name = f"{name}_{count}"
+        value.name = _numbered(name, taken)
         taken[value.name] = value
     else:
-        count = 1
-        while f"{name}.original_{count}" in taken:
-            count += 1
-        other.name = f"{name}.original_{count}"
+        other.name = _numbered(f"{name}.original", taken)
         taken[other.name], taken[name] = other, value
+
+
+def _numbered(name: str, taken: Mapping[str, ir.Value]) -> str:
+    """The name with the first number behind it that is not taken."""
+    return next(found for count in itertools.count(1) if (found := f"{name}_{count}") not in taken)
 
 
 def _values(graph: ir.Graph) -> Sequence[ir.Value]:

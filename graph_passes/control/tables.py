@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from graph_passes.control.probe import Probe, Runner, whole
 from graph_passes.inference import dims
-from graph_passes.inference.shapes import Shape
-from graph_passes.proof.evaluate import CannotEvaluate, Subgraph
+from graph_passes.inference.call import Shape
+from graph_passes.proof.evaluate import CannotEvaluate
+from graph_passes.proof.subgraph import Subgraph
 
 NOISE = 4e-6
 """How far one cosine may lie from another one of the same angle: kernels treat the end of a row differently."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from graph_passes.inference import facts
+from graph_passes.inference.call import Shape
 from graph_passes.inference.dims import BATCH, SEQUENCE, product, symbol
-from graph_passes.inference.shapes import Shape
 from graph_passes.matching import attribute, role_of
-from graph_passes.proof.evaluate import Call
+from graph_passes.proof.subgraph import Call
 
 BY_ELEMENT = frozenset(
     """

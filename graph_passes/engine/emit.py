@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporter.control import END
 from graph_passes.engine.matcher import dims_of
 from graph_passes.engine.rule import Side
 from graph_passes.engine.terms import (
@@ -27,8 +28,6 @@ from graph_passes.engine.terms import (
 )
 from graph_passes.inference.facts import infer_node
 from graph_passes.matching import initializer
-
-END = 2**63 - 1
 
 
 class Emitter:

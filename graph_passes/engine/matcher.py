@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from exporter.control import END
 from graph_passes.engine.rule import RESHAPES, Rule, Side
 from graph_passes.engine.terms import (
     Apply,
@@ -36,7 +37,6 @@ from graph_passes.inference.facts import dims
 from graph_passes.matching import constant, counted_from_front, slice_of
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Equal"})
-END = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ from graph_passes.outcome import NearMiss
 NEAR, FEWEST = 0.7, 3
 """Share of a pattern's nodes, and how many at least, that have to fit for a miss to be called near."""
 
-
 PATIENCE = 10
 """How often rules may fire for every node that there was, before they are taken to undo one another."""
 
@@ -83,8 +82,9 @@ class _Worklist:
         self.misses: dict[ir.Node, dict[str, NearMiss]] = {}
 
     def run(self) -> Rewriting:
-        fired, most = -1, PATIENCE * max(100, self.model.graph.num_nodes())
-        while fired != (fired := self.fired()):
+        before, most = -1, PATIENCE * max(100, self.model.graph.num_nodes())
+        while self.fired() != before:
+            before = self.fired()
             self.misses.clear()
             todo = collections.deque(self.model.graph)
             while todo:

@@ -21,7 +21,8 @@ from graph_passes.engine.rewriting import rewrite
 from graph_passes.engine.rule import Rule, Side
 from graph_passes.engine.terms import Either, Shapes, Variable, within
 from graph_passes.inference.facts import annotate
-from graph_passes.proof.evaluate import Subgraph, evaluate, evaluate_float64
+from graph_passes.proof.evaluate import evaluate, evaluate_float64
+from graph_passes.proof.subgraph import Subgraph
 
 DIMS: Mapping[str, Any] = {
     **{"B": 2, "S": 3, "P": 4, "T": 7, "H": 4, "K": 2, "G": 2, "D": 8, "E": 6, "R": 3, "A": 5, "C": 9},

@@ -13,21 +13,12 @@ import onnx_ir as ir
 
 from exporter.emitter import ROLE
 from graph_passes.explaining.reasons import Lineage, Reason, Reasons, unknown, users
-from graph_passes.matching import attribute, listening, producer
+from graph_passes.matching import NORMS, attribute, listening, producer
 from graph_passes.passes import outline
 from graph_passes.pipeline import run_pipeline
 
 FUSED_ATTENTION = "GroupQueryAttention"
 ATTENTIONS = frozenset([FUSED_ATTENTION, "Attention", "MultiHeadAttention"])
-NORMS = frozenset(
-    [
-        "RMSNormalization",
-        "LayerNormalization",
-        "SimplifiedLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-        "SkipLayerNormalization",
-    ]
-)
 ACTIVATIONS = frozenset(["QuickGelu", "FastGelu", "Gelu", "Relu"])
 LINEARS = frozenset(["MatMul", "Gemm", "FusedMatMul", "MatMulNBits"])
 ENDS = frozenset(["embedding", "head"])

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graph_passes.inference.call import Call, Contents, Fact, Shape
 from graph_passes.inference.dims import Dim, Size, at_least, divide, product
 from graph_passes.inference.movement import slices_of
-from graph_passes.structure.constants import held_by
+from graph_passes.matching import held_by
 
 LIMIT = 64
 """Elements up to which contents are followed."""

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from graph_passes.inference.call import Shape
 from graph_passes.inference.dims import BATCH, PAST, SEQUENCE, Size, parse, symbol, symbols
-
-Shape = tuple[Size, ...]
 
 
 def input_dims(inputs: Sequence[ir.Value]) -> Mapping[ir.Value, Shape]:
@@ -21,10 +20,8 @@ def input_dims(inputs: Sequence[ir.Value]) -> Mapping[ir.Value, Shape]:
     caches = [value for value in inputs if _is_cache(value) and not isinstance(_declared(value, -2), int)]
     main = _spelled(caches[0], -2) if caches else ""
     tokens = _tokens(inputs)
-    length = (
-        symbol(SEQUENCE) if tokens is None or isinstance(_declared(tokens, 1), str) else _declared(tokens, 1)
-    )
-    calls: Size = symbol(SEQUENCE) if isinstance(length, str) else length
+    length = None if tokens is None else _declared(tokens, 1)
+    calls: Size = length if isinstance(length, int) else symbol(SEQUENCE)
     total: Size | None = calls + symbol(PAST) if caches else calls
     if not caches and any(map(_is_cache, inputs)):
         total = None  # the cache has a fixed size, of which the mask tells how much is in use

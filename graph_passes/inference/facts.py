@@ -17,7 +17,7 @@ from graph_passes.inference.contract import input_dims
 from graph_passes.inference.dims import Size, parse, symbol
 from graph_passes.inference.shapes import RULES
 from graph_passes.matching import SMALL
-from graph_passes.structure.refusal import refusing
+from graph_passes.refusal import refusing
 
 OPSET = 23
 """Opset of a node that is in no graph yet."""

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from exporter.control import END
 from graph_passes.inference.call import UNKNOWN, Call, Fact, Rule, Shape, broadcast
 from graph_passes.inference.dims import Size, at_least, divide, product
-from graph_passes.structure.constants import held_by
-
-INT64_MAX = 2**63 - 1
-"""How Slice spells the end."""
+from graph_passes.matching import held_by
 
 
 def _shape(call: Call) -> list[Fact]:
@@ -201,7 +199,7 @@ def slice_length(size: Size, start: Size | None, end: Size | None, step: Size | 
 
 def clamped(size: Size, bound: Size) -> Size | None:
     """A bound of a slice with step 1, as a distance from the front; None where it is not known."""
-    if isinstance(bound, int) and bound >= INT64_MAX >> 1:
+    if isinstance(bound, int) and bound >= END >> 1:
         return size
     within = isinstance(size, int) and not isinstance(bound, int)
     if at_least(bound, 0):

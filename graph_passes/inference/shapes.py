@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graph_passes.inference import arithmetic, attention, movement
-from graph_passes.inference.call import Rule, Shape
+from graph_passes.inference.call import Rule
 from graph_passes.matching import MICROSOFT
-
-__all__ = ["RULES", "Shape"]
 
 RULES: Mapping[tuple[str, str], Rule] = {
     ("", op): rule

@@ -6,6 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
+from exporter.control import END
 from graph_passes.matching import attribute, constant, either_order, is_ints, producer
 
 
@@ -91,14 +92,13 @@ def _window(recent: ir.Node, causal: ir.Node) -> int | None:
 
 
 def positions_of(value: ir.Value | None) -> ir.Value | None:
-    """attention_mask of the canonical positions ``[B, S]``: ``max(cumsum(attention_mask) − 1, 0)[:,
-    past:]``."""
+    """attention_mask of the canonical positions ``[B, S]``: ``max(cumsum(attention_mask) − 1, 0)[:, past:]``."""
     slice_ = producer(value, "Slice")
     if slice_ is None or len(slice_.inputs) != 4 or not is_ints(slice_.inputs[3], 1):
         return None
     end = constant(slice_.inputs[2])
     clipped = producer(slice_.inputs[0], "Max")
-    if end is None or end.item() != 2**63 - 1 or clipped is None or not is_ints(clipped.inputs[1], 0):
+    if end is None or end.item() != END or clipped is None or not is_ints(clipped.inputs[1], 0):
         return None
     minus_one = producer(clipped.inputs[0], "Sub")
     if minus_one is None or not is_ints(minus_one.inputs[1], 1):

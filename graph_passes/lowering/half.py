@@ -22,7 +22,7 @@ from exporter.errors import rejected, unsupported
 from graph_passes.matching import MICROSOFT, SMALL, attribute, make, role_of
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-LARGEST = 65504.0
+HALF_MAX = 65504.0
 """The largest finite float16."""
 CACHE = ("past_key_values.", "present.")
 LOOKUPS = frozenset([("", "Gather"), (MICROSOFT, "GatherBlockQuantized")])
@@ -92,13 +92,13 @@ class HalfTensor(ir.LazyTensor):
 
     def _rounded(self, values: np.ndarray) -> np.ndarray:
         if self.base.nbytes <= SMALL:
-            values = np.clip(values, -LARGEST, LARGEST)
+            values = np.clip(values, -HALF_MAX, HALF_MAX)
         with np.errstate(over="ignore"):
             rounded = values.astype(np.float16)
         if not np.isfinite(rounded).all():
             raise rejected(
                 "weights-beyond-float16",
-                f"{self.name} holds {np.abs(values).max():.6g}, and float16 ends at {LARGEST:g}",
+                f"{self.name} holds {np.abs(values).max():.6g}, and float16 ends at {HALF_MAX:g}",
                 "leave this model in float32, or quantize its weights",
             )
         return rounded

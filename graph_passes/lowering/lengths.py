@@ -1,5 +1,4 @@
-"""How long each row of a batch is, as GroupQueryAttention wants to know it, and a guard against left
-padding."""
+"""How long each row of a batch is, as GroupQueryAttention wants to know it, and a guard against left padding."""
 
 from __future__ import annotations
 
@@ -49,9 +48,9 @@ def lengths(graph: ir.Graph, attention_mask: ir.Value) -> Lengths:
     mask = make("Cast", [attention_mask], "lengths.mask", to=ir.DataType.INT32)
     count = make("ReduceSum", [mask.outputs[0], axis], "lengths.count", keepdims=0)
     first = make("ArgMax", [mask.outputs[0]], "lengths.first_token", axis=1, keepdims=0)
-    guard = make("Gather", [table, first.outputs[0]], LEFT_PADDING, axis=0)
-    tokens = make("Add", [count.outputs[0], guard.outputs[0]], "lengths.tokens")
+    minus_one = make("Gather", [table, first.outputs[0]], LEFT_PADDING, axis=0)
+    tokens = make("Add", [count.outputs[0], minus_one.outputs[0]], "lengths.tokens")
     shape = make("Shape", [attention_mask], "lengths.columns", start=1, end=2)
     total = make("Cast", [shape.outputs[0]], "lengths.total", to=ir.DataType.INT32)
-    graph.insert_before(graph[0], [mask, count, first, guard, tokens, shape, total])
+    graph.insert_before(graph[0], [mask, count, first, minus_one, tokens, shape, total])
     return Lengths(tokens.outputs[0], total.outputs[0])

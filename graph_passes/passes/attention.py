@@ -14,6 +14,7 @@ steps of distance, this one does not). A batch padded on the left makes the grap
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -40,7 +41,7 @@ class Match:
     rotations: tuple[ir.Node, ...]
 
 
-def apply(model: ir.Model, padding: str = "right") -> Outcome:
+def apply(model: ir.Model, padding: Literal["right", "any"] = "right") -> Outcome:
     known: dict[ir.Value, Lengths | Padded] = {}
     misses = []
     fired = 0

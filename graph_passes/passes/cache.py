@@ -28,7 +28,7 @@ from graph_passes.inference.dims import SEQUENCE, symbol
 from graph_passes.lowering.causal import mask_structure
 from graph_passes.matching import attribute, make, replace, role_of
 from graph_passes.outcome import Outcome
-from graph_passes.proof.evaluate import Call
+from graph_passes.proof.subgraph import Call
 
 KIND = "fp"
 INTERFACE = True

@@ -18,11 +18,11 @@ from onnx_ir.passes import common
 
 from graph_passes.inference.dims import Dim
 from graph_passes.inference.facts import contents, dims
-from graph_passes.matching import SMALL, attribute, constant, replace
+from graph_passes.matching import SMALL, attribute, constant, held_by, replace
 from graph_passes.outcome import Outcome
-from graph_passes.structure.constants import Constants, held_by, tensor_key
+from graph_passes.refusal import refusing
+from graph_passes.structure.constants import Constants, tensor_key
 from graph_passes.structure.identities import bridge_identities
-from graph_passes.structure.refusal import refusing
 
 KIND = "exact"
 

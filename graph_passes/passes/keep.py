@@ -82,8 +82,7 @@ def _cone(root: ir.Node) -> dict[ir.Node, None]:
 
 
 def _is_by_token(node: ir.Node) -> bool:
-    """Whether row s of the outputs depends on row s of the inputs alone: ``[B, S, ·]`` values, constants of
-    one row."""
+    """Whether row s of the outputs depends on row s of the inputs alone: ``[B, S, ·]`` values, constants of one row."""
     if node.domain not in ("", MICROSOFT):
         return False
     for value in node.inputs:

@@ -16,10 +16,10 @@ from graph_passes.inference.dims import product
 from graph_passes.inference.facts import dims
 from graph_passes.matching import attribute, either_order, initializer, is_private, make, producer, replace
 from graph_passes.outcome import Outcome
+from graph_passes.refusal import refusing
 from graph_passes.structure import Edit
 from graph_passes.structure.constants import Constants
 from graph_passes.structure.moves import VIEWS, reshape_target, viewed
-from graph_passes.structure.refusal import refusing
 
 KIND = "fp"
 

@@ -1,5 +1,4 @@
-"""The graph in an older opset, for older runtimes: RMSNormalization ⇒ SimplifiedLayerNormalization, the rest
-as it is.
+"""The graph in an older opset, for older runtimes: RMSNormalization ⇒ SimplifiedLayerNormalization, the rest as it is.
 
 onnxruntime runs both norms by the same kernel, to the same bits and at the same speed; it has known the
 second, its own name for it, for years. Every other op must mean the same in both opsets, or the graph stays

@@ -53,10 +53,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> str:
             for present, width, w in zip(presents, widths, "kv", strict=True)
         ]
     kept = {name: attribute(node, name, 0.0) for name in ("scale", "softcap") if name in node.attributes}
-    kept |= {
-        "q_num_heads": heads,
-        "kv_num_heads": heads,
-    }  # of 4-D inputs they are the same; sizes are told by them
+    kept |= {"q_num_heads": heads, "kv_num_heads": heads}  # 4-D inputs have both; sizes are told by them
     attended = spelled.add("Attention", [split[0], *read, mask], "attended", role=role_of(node), **kept)
     turned = spelled.add("Transpose", [attended], "turned", perm=[0, 2, 1, 3])
     merged = spelled.add("Reshape", [turned, spelled.ints("merge", 0, 0, -1)], "merged")

@@ -11,22 +11,14 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from exporter.build import ROLE
+from exporter.emitter import ROLE
 from graph_passes.control.interface import interface_of
-from graph_passes.matching import MICROSOFT, role_of
+from graph_passes.matching import MICROSOFT, NORMS, role_of
 from graph_passes.outcome import Outcome
 
 KIND = "exact"
 
 LINEARS = frozenset([("", "MatMul"), ("", "Gemm"), (MICROSOFT, "MatMulNBits"), (MICROSOFT, "FusedMatMul")])
-NORMS = frozenset(
-    [
-        "RMSNormalization",
-        "LayerNormalization",
-        "SimplifiedLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-    ]
-)
 ATTENTIONS = frozenset(["Attention", "GroupQueryAttention", "MultiHeadAttention"])
 MOVES = frozenset("Cast Expand Identity Reshape RotaryEmbedding Slice Squeeze Transpose Unsqueeze".split())  # noqa: SIM905
 STORED = frozenset(["Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"])
@@ -119,8 +111,9 @@ class _Roles:
                 self.roles[node] = f"layers.{owner}.ffn.down"
                 self._name_after(node, f"layers.{owner}.ffn_post_norm")
                 continue
+            # the attention of a parallel layer does not come before its feed-forward: it reads the same stream
             stream = self._stream(node)
-            owner = self.layers.get(stream, seen.get(stream, -1)) if stream is not None else -1
+            owner = last if stream is None else max(last, self.layers.get(stream, -1))
             if owner < 0:
                 self.refused.append(f"{role_of(node)}: it belongs to no layer")
                 continue
@@ -208,15 +201,17 @@ class _Roles:
             self.layers[stream] = layer
 
     def _name_after(self, linear: ir.Node, role: str) -> None:
-        """The norm between a product and the residual stream, where there is one."""
+        """The norm between a product and the residual stream, where there is one; one of a sum comes behind it."""
         for user in _users(linear):
-            if user.op_type in NORMS:
+            if user.op_type in NORMS and not _norms_a_sum(user):
                 self.roles[user] = role
 
     def _stream(self, linear: ir.Node) -> ir.Value | None:
-        """What a product reads, before the norm."""
+        """What a product reads, before the norm: of a sum that others read too, the sum."""
         norm = _through_moves(linear.inputs[0])
-        return norm.inputs[0] if norm is not None and norm.op_type in NORMS else linear.inputs[0]
+        if norm is None or norm.op_type not in NORMS:
+            return linear.inputs[0]
+        return norm.outputs[3] if _norms_a_sum(norm) and len(norm.outputs) > 3 else norm.inputs[0]
 
     def _owner(self, node: ir.Node, owners: dict[ir.Value, int]) -> int | None:
         """The layer whose feed-forward a node is in: all that it reads is that layer's, or stored."""
@@ -225,7 +220,11 @@ class _Roles:
         return found.pop() if len(found) == 1 else None
 
     def _is_added(self, value: ir.Value) -> bool:
-        return any(node.op_type == "Add" for node, _ in value.uses())
+        return any(node.op_type == "Add" or _norms_a_sum(node) for node, _ in value.uses())
+
+
+def _norms_a_sum(node: ir.Node) -> bool:
+    return node.op_type in NORMS and node.op_type.startswith("Skip")
 
 
 def _is_linear(node: ir.Node) -> bool:

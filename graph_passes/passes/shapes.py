@@ -14,9 +14,9 @@ from onnx_ir.passes import common
 
 from graph_passes.matching import replace
 from graph_passes.outcome import Outcome
+from graph_passes.refusal import refusing
 from graph_passes.structure import Edit, Rule, arithmetic, moves, parts
 from graph_passes.structure.constants import Constants
-from graph_passes.structure.refusal import refusing
 from graph_passes.structure.sizes import Sizes
 
 KIND = "exact"

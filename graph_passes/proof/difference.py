@@ -13,9 +13,10 @@ from collections.abc import Hashable, Iterator, Mapping
 import onnx_ir as ir
 
 from graph_passes.matching import SMALL, role_of
-from graph_passes.proof.evaluate import Call
 from graph_passes.proof.keys import Facts, attribute_key
+from graph_passes.proof.subgraph import Call
 from graph_passes.proof.witness import Recorder, Side, take
+from graph_passes.structure.constants import tensor_key
 from graph_passes.structure.upgrade import means_the_same
 
 
@@ -198,4 +199,4 @@ def _tensor(value: ir.Value) -> Hashable | None:
 def _held(tensor: ir.TensorProtocol | None) -> Hashable | None:
     if tensor is None or isinstance(tensor, ir.LazyTensor) or tensor.nbytes > SMALL:
         return None
-    return str(tensor.dtype), tuple(tensor.shape), tensor.tobytes()
+    return tensor_key(tensor)

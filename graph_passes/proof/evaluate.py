@@ -6,10 +6,8 @@ that it was cut from is never changed.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -17,12 +15,10 @@ import onnx.reference
 import onnx_ir as ir
 from onnx.reference.op_run import OpRun
 
+from graph_passes.proof.subgraph import Call, Subgraph, bodies_of, captured
+
 EMBEDDED = 4096
 """Bytes up to which an initializer is written into the piece; larger ones are fed, which copies nothing."""
-
-_PLAIN = frozenset(
-    [ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT, ir.AttributeType.FLOATS]
-)
 
 FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
 """Types that float64 stands for."""
@@ -38,142 +34,6 @@ class CannotEvaluate(Exception):  # noqa: N818 (it is an answer, not a defect)
     def __init__(self, cause: str, *, missing: bool = False) -> None:
         super().__init__(cause)
         self.missing = missing
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """A node as it was when the piece was cut; it and its values are known by identity."""
-
-    op_type: str
-    domain: str
-    overload: str
-    inputs: tuple[ir.Value | None, ...]
-    outputs: tuple[ir.Value, ...]
-    attributes: tuple[ir.Attr, ...]
-
-    @classmethod
-    def of(cls, node: ir.Node) -> Call:
-        return cls(
-            node.op_type,
-            node.domain,
-            node.overload,
-            tuple(node.inputs),
-            tuple(node.outputs),
-            tuple(node.attributes.values()),
-        )
-
-    def reads(self) -> Iterator[ir.Value]:
-        """Inputs, and what the bodies of an If or a Loop take from outside."""
-        yield from (value for value in self.inputs if value is not None)
-        for attribute in self.attributes:
-            for graph in _graphs(attribute):
-                yield from captured(graph)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subgraph:
-    """A piece of a graph.
-
-    Attributes:
-        inputs: values that have to be fed; initializers of the graph are not among them.
-        nodes: in topological order.
-        outputs: what it gives.
-        opset_imports: version by domain.
-        functions: the model's own functions by identifier, all of them.
-    """
-
-    inputs: tuple[ir.Value, ...]
-    nodes: tuple[Call, ...]
-    outputs: tuple[ir.Value, ...]
-    opset_imports: Mapping[str, int]
-    functions: Mapping[ir.OperatorIdentifier, ir.Function]
-
-    @classmethod
-    def cut(cls, model: ir.Model, outputs: Sequence[ir.Value], stop_at: Sequence[ir.Value] = ()) -> Subgraph:
-        """What computes ``outputs`` from ``stop_at``, or from the graph's inputs where nothing stops it."""
-        boundary, nodes = upwards(outputs, frozenset(stop_at).__contains__, live_calls())
-        imports = dict(model.graph.opset_imports)
-        return cls(boundary, nodes, tuple(outputs), imports, dict(model.functions))
-
-    def __str__(self) -> str:
-        """One line a node, in the notation of the rules: ``y = Add(x, b)``."""
-        names: dict[ir.Value, str] = {}
-
-        def name(value: ir.Value | None) -> str:
-            return "" if value is None else names.setdefault(value, value.name or f"value_{len(names)}")
-
-        lines = []
-        for call in self.nodes:
-            settings = [f"{a.name}={a.value}" for a in call.attributes if a.type in _PLAIN]
-            arguments = ", ".join([*map(name, call.inputs), *settings])
-            lines.append(f"{', '.join(map(name, call.outputs))} = {call.op_type}({arguments})")
-        return "; ".join([*lines, f"return {', '.join(map(name, self.outputs))}"])
-
-    def initializers(self) -> tuple[ir.Value, ...]:
-        """Values with a tensor that the piece reads and nobody feeds."""
-        made = {value for call in self.nodes for value in call.outputs} | set(self.inputs)
-        read = [value for call in self.nodes for value in call.reads()]
-        return tuple(dict.fromkeys(v for v in (*read, *self.outputs) if v not in made))
-
-
-Making = Callable[[ir.Value], Call | None]
-"""The node that makes a value, the same object every time; None of an input or an initializer."""
-
-
-def live_calls() -> Making:
-    """Nodes as they are at the first look."""
-    calls: dict[ir.Node, Call] = {}
-
-    def made_by(value: ir.Value) -> Call | None:
-        node = value.producer()
-        if node is None:
-            return None
-        if node not in calls:
-            calls[node] = Call.of(node)
-        return calls[node]
-
-    return made_by
-
-
-def upwards(
-    outputs: Sequence[ir.Value], stops: Callable[[ir.Value], bool], made_by: Making
-) -> tuple[tuple[ir.Value, ...], tuple[Call, ...]]:
-    """Values at which a walk upwards ends (initializers left out), and the nodes on the way, sorted.
-
-    Args:
-        stops: whether not to go beyond a value. Inputs and initializers end the walk by themselves.
-    """
-    boundary: dict[ir.Value, None] = {}
-    found: set[Call] = set()
-    done: dict[Call, None] = {}
-    waiting: list[ir.Value | Call] = list(reversed(outputs))
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Call):  # all that it reads is done
-            done[item] = None
-            continue
-        call = made_by(item)
-        if call is None:
-            if item.const_value is None:
-                boundary[item] = None
-        elif stops(item):
-            boundary[item] = None
-        elif call not in found:
-            found.add(call)
-            waiting.append(call)
-            waiting.extend(reversed(list(call.reads())))
-    return tuple(boundary), tuple(done)
-
-
-def captured(graph: ir.Graph) -> list[ir.Value]:
-    """Values that the body of an If or a Loop takes from outside."""
-    inside: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
-    found: dict[ir.Value, None] = {}
-    for node in graph:
-        found.update(dict.fromkeys(value for value in Call.of(node).reads() if value not in inside))
-        inside.update(node.outputs)
-    found.update(dict.fromkeys(value for value in graph.outputs if value not in inside))
-    return list(found)
 
 
 def evaluate(
@@ -335,7 +195,7 @@ def _node(call: Call, names: _Names, fed: Mapping[ir.Value, np.ndarray], *, floa
     )
     for attribute in call.attributes:
         node.attribute.append(ir.serde.serialize_attribute(attribute))
-    bodies = [graph for attribute in call.attributes for graph in _graphs(attribute)]
+    bodies = [graph for attribute in call.attributes for graph in bodies_of(attribute)]
     inner = {value.name: names[value] for graph in bodies for value in captured(graph)}
     for attribute in node.attribute:
         for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
@@ -397,12 +257,3 @@ def _widen_node(node: onnx.NodeProto) -> None:
 def _widened_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
     array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
     return onnx.numpy_helper.from_array(array, tensor.name)
-
-
-def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    if attribute.type == ir.AttributeType.GRAPHS:
-        graphs: Any = attribute.as_graphs()
-        return list(graphs)
-    return []

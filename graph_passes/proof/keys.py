@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.weights import Weight, WeightTensor
-from graph_passes.inference.dims import Size
+from graph_passes.inference.call import Shape
 from graph_passes.inference.facts import dims
 from graph_passes.matching import SMALL
-from graph_passes.proof.evaluate import Call, live_calls, upwards
+from graph_passes.proof.subgraph import Call, live_calls, upwards
 
 FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
 
@@ -22,12 +22,11 @@ class Facts:
     """What is known of a value when the witness is taken; a pass may change it later."""
 
     dtype: ir.DataType | None
-    dims: tuple[Size, ...] | None
+    dims: Shape | None
 
     @classmethod
     def of(cls, value: ir.Value) -> Facts:
-        found = dims(value)
-        return cls(value.dtype, found)
+        return cls(value.dtype, dims(value))
 
     @property
     def is_float(self) -> bool:

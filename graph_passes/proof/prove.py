@@ -14,8 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from exporter.errors import Exit, OnnxGptError
-from graph_passes.proof.evaluate import CannotEvaluate, Subgraph, evaluate, evaluate_float64
+from graph_passes.proof.evaluate import CannotEvaluate, evaluate, evaluate_float64
 from graph_passes.proof.samples import Sample, sample, scenarios
+from graph_passes.proof.subgraph import Subgraph
 from graph_passes.proof.witness import Witness
 
 FACTOR = 4.0

@@ -17,8 +17,9 @@ import onnx_ir as ir
 from exporter.weights import Array, Weight, WeightTensor
 from graph_passes.inference.dims import BATCH, PAST, SEQUENCE, evaluate, symbols
 from graph_passes.matching import SMALL
-from graph_passes.proof.evaluate import Call, CannotEvaluate, Subgraph
+from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.keys import Facts, leaf_id, parts_of
+from graph_passes.proof.subgraph import Call, Subgraph
 from graph_passes.proof.witness import Witness
 
 LIMIT = 64 << 20

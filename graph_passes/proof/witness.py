@@ -15,8 +15,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from graph_passes.matching import SMALL, constant, listening, role_of
-from graph_passes.proof.evaluate import Call, Making, Subgraph, live_calls, upwards
 from graph_passes.proof.keys import FLOATS, Digests, Facts, key_of
+from graph_passes.proof.subgraph import Call, Making, Subgraph, live_calls, upwards
 
 SEARCHED = 64
 """Nodes looked at for how what one side reads follows from what the other reads."""

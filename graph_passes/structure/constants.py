@@ -42,17 +42,6 @@ class Constants:
         return self.of(ir.tensor(np.array(number, dtype.numpy()), name=f"scalar_{number}"))
 
 
-def held_by(node: ir.Node) -> ir.TensorProtocol | None:
-    """What a Constant node holds."""
-    given = node.attributes.get("value")
-    if given is not None and given.type == ir.AttributeType.TENSOR and not given.is_ref():
-        tensor: ir.TensorProtocol = (
-            given.value
-        )  # `as_tensor` looks through a protocol, for as long as all else takes
-        return tensor
-    return ir.convenience.get_const_tensor(node.outputs[0])
-
-
 def _is_shared(tensor: ir.TensorProtocol) -> bool:
     """Whether a constant is arithmetic and no weight: integers, and numbers that stand alone."""
     return tensor.size == 1 or not tensor.dtype.is_floating_point()

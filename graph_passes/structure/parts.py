@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from exporter.control import END
 from graph_passes.inference.call import UNKNOWN, Call, Shape
 from graph_passes.inference.dims import Size
 from graph_passes.inference.facts import dims, fact_of
-from graph_passes.inference.movement import INT64_MAX, slices_of
+from graph_passes.inference.movement import slices_of
 from graph_passes.matching import attribute, constant, is_ints, make
 from graph_passes.structure import Edit, Rule
 from graph_passes.structure.constants import Constants
@@ -50,8 +51,8 @@ def _bounds(size: Size, start: Size | None, end: Size | None) -> tuple[int, int]
     if isinstance(size, int):
         first, last, _ = slice(start, end).indices(size)
         return first, max(first, last)
-    if end >= INT64_MAX >> 1:
-        return start, INT64_MAX  # a start that is counted from the end stays so: the dim is not known
+    if end >= END >> 1:
+        return start, END  # a start that is counted from the end stays so: the dim is not known
     return start, end
 
 

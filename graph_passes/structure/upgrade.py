@@ -22,8 +22,8 @@ OLDEST = 11
 CHANGED_MEANING = frozenset(["AveragePool", "BatchNormalization", "GroupNormalization", "Resize", "RoiAlign"])
 """Ops that compute something else although their schemas look alike; decoders have no use for them."""
 
-
-Edit = Callable[[], object]
+Conversion = Callable[[], object]
+"""What has to be done to a node, in place."""
 
 
 def upgrade(model: ir.Model, version: int) -> tuple[str, ...]:
@@ -34,26 +34,26 @@ def upgrade(model: ir.Model, version: int) -> tuple[str, ...]:
     """
     graphs = [model.graph, *(function.graph for function in model.functions.values())]
     old = [graph for graph in graphs if graph.opset_imports.get("", version) < version]
-    edits: list[Edit] = []
+    conversions: list[Conversion] = []
     refused = []
     for graph in old:
         for node in ir.traversal.RecursiveGraphIterator(graph):
-            edit = _edit(node, graph, version)
-            if isinstance(edit, str):
-                refused.append(f"{node.name or node.op_type}: {edit}")
-            elif edit is not None:
-                edits.append(edit)
+            found = _conversion(node, graph, version)
+            if isinstance(found, str):
+                refused.append(f"{node.name or node.op_type}: {found}")
+            elif found is not None:
+                conversions.append(found)
     if refused:
         return tuple(refused)
-    for edit in edits:
-        edit()
+    for convert in conversions:
+        convert()
     for graph in old:
         graph.opset_imports[""] = version
     return ()
 
 
-def _edit(node: ir.Node, graph: ir.Graph, version: int) -> Edit | str | None:
-    """What has to be done to a node; None for nothing, text for what cannot be."""
+def _conversion(node: ir.Node, graph: ir.Graph, version: int) -> Conversion | str | None:
+    """None for nothing to do, text for what cannot be done."""
     current = graph.opset_imports[""]
     if node.domain != "":
         return None
@@ -68,7 +68,7 @@ def _edit(node: ir.Node, graph: ir.Graph, version: int) -> Edit | str | None:
 
 @functools.cache
 def means_the_same(op_type: str, current: int, version: int) -> bool:
-    """Whether an op needs no edit; a runtime's own ones, of which onnx knows nothing, have no opsets."""
+    """Whether an op needs no conversion; a runtime's own ones, of which onnx knows nothing, have no opsets."""
     if not onnx.defs.has(op_type, current):
         return not onnx.defs.has(op_type)
     before, after = (onnx.defs.get_schema(op_type, opset) for opset in (current, version))
@@ -98,11 +98,11 @@ def _is_extended(before: onnx.defs.OpSchema, after: onnx.defs.OpSchema) -> bool:
 # Ops that are spelled differently -------------------------------------------------------------------------
 
 
-def _axes_to_input(node: ir.Node, _: int) -> Edit | None:
+def _axes_to_input(node: ir.Node, _: int) -> Conversion | None:
     return _moved(node, "axes") if "axes" in node.attributes else None
 
 
-def _split(node: ir.Node, current: int) -> Edit | None:
+def _split(node: ir.Node, current: int) -> Conversion | None:
     if "split" in node.attributes:
         return _moved(node, "split")
     if len(node.inputs) > 1 or "num_outputs" in node.attributes or current >= 18:
@@ -110,7 +110,7 @@ def _split(node: ir.Node, current: int) -> Edit | None:
     return lambda: _set(node, "num_outputs", len(node.outputs))
 
 
-def _softmax(node: ir.Node, current: int) -> Edit | str | None:
+def _softmax(node: ir.Node, current: int) -> Conversion | str | None:
     """Up to opset 12 it works on all dims from the axis on, and the axis is 1 by default."""
     if current >= 13:
         return None
@@ -120,12 +120,12 @@ def _softmax(node: ir.Node, current: int) -> Edit | str | None:
     return lambda: _set(node, "axis", -1)
 
 
-def _dropout(node: ir.Node, current: int) -> Edit | None:
+def _dropout(node: ir.Node, current: int) -> Conversion | None:
     """When a model is run it drops nothing, whatever the ratio."""
     return (lambda: node.attributes.pop("ratio", None)) if current < 12 else None
 
 
-CONVERTED: Mapping[str, Callable[[ir.Node, int], Edit | str | None]] = {
+CONVERTED: Mapping[str, Callable[[ir.Node, int], Conversion | str | None]] = {
     **{
         f"Reduce{which}": _axes_to_input
         for which in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min")
@@ -141,10 +141,10 @@ CONVERTED: Mapping[str, Callable[[ir.Node, int], Edit | str | None]] = {
 }
 
 
-def _moved(node: ir.Node, name: str) -> Edit:
+def _moved(node: ir.Node, name: str) -> Conversion:
     """Makes an attribute of integers the second input. A node holds them: functions have no initializers."""
 
-    def edit() -> None:
+    def move() -> None:
         assert node.graph is not None
         source = f"{node.outputs[0].name}.{name}"
         held = make("Constant", [], source, value_ints=list(node.attributes[name].as_ints()))
@@ -153,7 +153,7 @@ def _moved(node: ir.Node, name: str) -> Edit:
         node.resize_inputs(2)
         node.replace_input_with(1, held.outputs[0])
 
-    return edit
+    return move
 
 
 def _set(node: ir.Node, name: str, value: int) -> None:

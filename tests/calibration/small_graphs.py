@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir import tape
 
-from exporter.build import ROLE
+from exporter.emitter import ROLE
 from exporter.weights import Array, BlockFormat, Coded, Weight, WeightTensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_a_stream_writes_over_what_nobody_needs(tmp_path: Path) -> None:
     stream.put(0, {"z": np.ones(5, np.int64)})
     stream.advance(["x"])
     assert {name: array.max() for name, array in stream.feeds(0, ["x", "z"]).items()} == {"x": 5, "z": 1}
+
+
+def test_a_stream_that_finds_no_room_says_so(tmp_path: Path) -> None:
+    stream = Stream(tokens(), tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            stream.put(0, {"x": np.ones(1 << 16, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_journal_brings_a_stream_back_and_forgets_another_job(tmp_path: Path) -> None:

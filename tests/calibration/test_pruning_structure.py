@@ -12,11 +12,11 @@ from tiny import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from calibration.pruning.chain import Chain
-from calibration.pruning.model import OUT, Described, Runner
+from calibration.pruning.model import ATTENTION, OUT, Described, Runner
 from calibration.pruning.structure import magnitude
 from calibration.pruning.structure.channels import fitted, removal
 from calibration.pruning.structure.dropping import dropped
-from calibration.pruning.structure.narrowing import narrowed
+from calibration.pruning.structure.narrowing import narrowed, units_of
 from calibration.pruning.structure.vocabulary import kept_tokens, remapped, remapped_ids, with_vocabulary
 from calibration.statistics.regression import Regression
 from exporter.checkpoint import Checkpoint
@@ -122,24 +122,24 @@ def test_the_layer_that_does_nothing_goes_first(tmp_path: Path) -> None:
 
 
 def with_idle_parts(family: str) -> Described:
-    """A decoder of two layers whose last 32 neurons and whose last KV group have no influence."""
+    """A decoder of two layers whose last 32 neurons and whose last heads that leave together have no influence."""
     model = described(tiny(family))
     for i, layer in enumerate(model.decoder.layers):
         down, o = (model.layer(i)[f"{name}.weight"].read().copy() for name in ("ffn.down", "attention.o"))
         down[:, -32:] = 0
-        o[:, -o.shape[1] // layer.attention.kv_heads :] = 0
+        o[:, -units_of(layer, ATTENTION)[1] :] = 0
         model = model.with_layer(i, layer, {"ffn.down.weight": Array(down), "attention.o.weight": Array(o)})
     return model
 
 
 def smaller(model: Described, groups: int) -> list[LayerSizes]:
-    """Without 32 neurons, and where heads can leave without some KV groups."""
+    """Without 32 neurons, and where heads can leave without some groups of those that leave together."""
     found = []
     for layer in model.decoder.layers:
-        size = sizes_of(layer)
-        left = size.kv_heads - groups * (not layer.attention.norms_span_heads)
-        heads = size.heads // size.kv_heads * left
-        found.append(LayerSizes(ffn=size.ffn - 32, heads=heads, kv_heads=left))
+        size, (count, _) = sizes_of(layer), units_of(layer, ATTENTION)
+        left = count - groups * (not layer.attention.norms_span_heads)
+        kv_heads = max(1, size.kv_heads * left // count)
+        found.append(LayerSizes(ffn=size.ffn - 32, heads=size.heads // count * left, kv_heads=kv_heads))
     return found
 
 

@@ -131,6 +131,30 @@ def test_a_whole_decoder_has_a_twin_without_operators_of_onnxruntime(name: str) 
     np.testing.assert_allclose(run(model, feeds)[0], wanted, atol=1e-3)
 
 
+def test_a_file_has_a_twin_and_the_twin_the_file(tmp_path: Path) -> None:
+    """As docs/quantization.md says it: graphs come from files, and codes stay there until they are written."""
+    model = tied(Array(np.random.default_rng(0).standard_normal((300, 80)).astype(np.float32)), fused=True)
+    quantize_weights(model, RoundToNearest(Grid(4, 32), Grid(4, 32)))
+    feeds = {"ids": np.random.default_rng(1).integers(0, 300, (2, 5))}
+
+    def saved(model: ir.Model, name: str) -> ir.Model:
+        ir.save(model, tmp_path / f"{name}.onnx", external_data=f"{name}.onnx.data")
+        return ir.load(tmp_path / f"{name}.onnx")
+
+    def answers(name: str) -> list[np.ndarray]:
+        return run(ir.external_data.load_to_model(ir.load(tmp_path / f"{name}.onnx")), feeds)
+
+    first = saved(model, "first")
+    codes = {array.tobytes() for array in values(first, integers=False).values()}
+    assert to_qdq(first) == 2
+    twin = saved(first, "twin")
+    assert {node.domain for node in twin.graph} == {""}
+    for found, right in zip(answers("twin"), answers("first"), strict=True):
+        np.testing.assert_allclose(found, right, atol=2e-4)
+    assert to_nbits(twin) == 2
+    assert {array.tobytes() for array in values(saved(twin, "back"), integers=False).values()} == codes
+
+
 def test_onnxruntime_makes_matmulnbits_of_it(tmp_path: Path) -> None:
     model = multiply(Array(np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)))
     quantize_weights(model, RoundToNearest(Grid(4, 32), Grid(4, 32)))

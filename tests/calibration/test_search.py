@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from tiny import tiny
 from calibration.quantization.tensors import CodesTensor, ParameterTensor
 from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import TABLE, Grid, RoundToNearest, fits, scheme_of
+from calibration.search import code_book
 from calibration.search.allocation import frontier
 from calibration.search.code_book import CodeBook
 from calibration.search.ledger import Ledger
@@ -210,6 +212,27 @@ def test_a_book_gives_the_codes_of_stacked_maps_and_keeps_them(llama: ir.Model, 
     assert whole.codes.shape == (128, 64)
     assert np.array_equal(whole.codes[50:110], some.codes)
     assert np.array_equal(whole.scale[50:110], some.scale)
+
+
+def test_two_runs_may_fill_one_book(llama: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(part.role, Grid(4, 32)) for part in units_of(llama)[0].parts]
+
+    def fill(name: str, scratch: str) -> dict[str, bytes]:
+        (tmp_path / scratch).mkdir()
+        book = CodeBook(tmp_path / name)
+        book.choose(llama, pairs, tokens(64), tmp_path / scratch, lambda *_: None)
+        return {file.name: file.read_bytes() for file in book.folder.iterdir() if file.is_file()}
+
+    alone = fill("alone", "first")
+    one_weight = code_book.fill_file
+
+    def and_another_run_meanwhile(*arguments: Any) -> None:
+        one_weight(*arguments)
+        if not (tmp_path / "third").exists():
+            fill("shared", "third")
+
+    monkeypatch.setattr(code_book, "fill_file", and_another_run_meanwhile)
+    assert fill("shared", "second") == alone
 
 
 def test_a_ledger_survives_a_line_cut_off(tmp_path: Path) -> None:

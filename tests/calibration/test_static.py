@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.dynamic.blocks import BlockCodes
 from calibration.quantization import gptq
 from calibration.scheme import Grid, Static
 from calibration.static.calibrated import Channels, calibrate
@@ -48,6 +49,14 @@ def test_codes_are_within_half_a_step_and_the_extreme_is_exact(seed: int, channe
     error = np.abs(codes.T * scale[:, None] - rows)
     assert (error <= 0.5001 * scale[:, None]).all()
     np.testing.assert_allclose(np.abs(codes.T * scale[:, None]).max(1), np.abs(rows).max(1), rtol=1e-5)
+
+
+def test_rows_whose_scale_is_no_float32_are_zero() -> None:
+    rows = np.full((40, 8), 1e-44, np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        static, dynamic = RoundedCodes("w", Array(rows)), BlockCodes("w", Array(rows))
+        assert not static.codes.numpy().any() and not dynamic.codes.numpy().any()
+    assert (static.scale.numpy() == 1).all() and (dynamic.scale.numpy() == 1).all()
 
 
 def quantized(name: str) -> tuple[ir.Model, ir.Model, int]:

@@ -11,17 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.statistics.extrema import Extrema
 from calibration.statistics.hessian import Hessian
 from calibration.statistics.histogram import Histogram
-from calibration.statistics.moments import Moments
 
 WIDTH = 5
 EMPTY: dict[str, Callable[[], Any]] = {
-    "extrema": lambda: Extrema.empty(WIDTH),
     "hessian": lambda: Hessian.empty(WIDTH),
     "histogram": Histogram.empty,
-    "moments": lambda: Moments.empty(WIDTH),
 }
 KINDS = pytest.mark.parametrize("kind", EMPTY)
 
@@ -90,16 +86,6 @@ def test_the_hessian_is_the_mean_of_outer_products() -> None:
     batch = rows(3, 50).reshape(5, 10, WIDTH)
     wide = batch.reshape(-1, WIDTH).astype(np.float64)
     assert np.allclose(Hessian.empty(WIDTH).add(batch).finish(), wide.T @ wide / 50, rtol=1e-5)
-
-
-def test_extrema_and_moments_are_those_of_the_columns() -> None:
-    batch = rows(4, 60)
-    low, high = Extrema.empty(WIDTH).add(batch).finish()
-    assert np.array_equal(low, np.minimum(batch.min(axis=0), 0))
-    assert np.array_equal(high, np.maximum(batch.max(axis=0), 0))
-    sizes = Moments.empty(WIDTH).add(batch).finish()
-    assert np.array_equal(sizes.absmax, np.abs(batch).max(axis=0))
-    assert np.allclose(sizes.mean_square, (batch.astype(np.float64) ** 2).mean(axis=0))
 
 
 def distribution(values: np.ndarray) -> Any:

@@ -13,7 +13,8 @@ from small_graphs import initializer, model, multiply, ops, random, run, tied
 from calibration.quantization import rtn
 from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import Grid, RoundToNearest, scheme_of
-from exporter.build import ROLE, build
+from exporter.build import build
+from exporter.emitter import ROLE
 from exporter.errors import OnnxGptError
 from exporter.families.llama import Config, describe
 from exporter.weights import Array, Weight, WeightTensor
@@ -85,6 +86,12 @@ def test_what_reads_a_rewritten_value_reads_the_new_one(fused: bool) -> None:
     for node in graph.graph:
         assert known.issuperset(value for value in node.inputs if value is not None), node.name
         known.update(node.outputs)
+
+
+@pytest.mark.parametrize("name", ["int4", "w8a8"])
+def test_a_block_of_no_columns_is_refused(name: str) -> None:
+    with pytest.raises(OnnxGptError, match="a block of 0"):
+        scheme_of(name, block_size=0)
 
 
 def test_embedding_and_head_may_have_a_grid_of_their_own() -> None:

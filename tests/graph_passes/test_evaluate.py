@@ -12,7 +12,8 @@ from decoders import VARIANTS, canonical, decoder, empty_cache, session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_passes.proof.evaluate import CannotEvaluate, Subgraph, evaluate, evaluate_float64
+from graph_passes.proof.evaluate import CannotEvaluate, evaluate, evaluate_float64
+from graph_passes.proof.subgraph import Subgraph
 
 
 def graph(body: str, inputs: str = "float[B,S,4] x", opset: int = 23, functions: str = "") -> ir.Model:

@@ -15,10 +15,13 @@ from exporter.errors import OnnxGptError
 from graph_passes import ORT_PIPELINE, Step, parse, passes_by_name, run_pipeline, to_text
 from graph_passes.proof.invariants import EAGER, Snapshot, check
 
-VALUES = st.one_of(st.booleans(), st.integers(-99, 99), st.floats(allow_nan=False, allow_infinity=False))
 STEPS = st.one_of(
     st.builds(Step, st.sampled_from(sorted(passes_by_name()))),
-    st.builds(lambda a, b: Step("norm", (("rms", a), ("layer", b))), VALUES, VALUES),
+    st.builds(lambda a, b: Step("norm", (("rms", a), ("layer", b))), st.booleans(), st.booleans()),
+    st.builds(lambda version: Step("opset", (("version", version),)), st.integers(-99, 99)),
+    st.builds(
+        lambda text: Step("half", (("islands", text),)), st.from_regex(r"\*?[a-z_.]+\+[a-z]+", fullmatch=True)
+    ),
 )
 
 
@@ -45,6 +48,11 @@ def test_options_are_typed_and_survive_the_round_trip() -> None:
         "fold{a=1}",
         "opset{version}",
         "opset{version=21,}",
+        "opset{version=old}",
+        "opset{version=true}",
+        "norm{rms=maybe}",
+        "norm{rms=1}",
+        "attention{padding=left}",
     ],
 )
 def test_text_that_is_no_pipeline_is_refused_as_usage(text: str) -> None:

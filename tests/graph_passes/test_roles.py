@@ -7,7 +7,8 @@ import pytest
 from decoders import VARIANTS, canonical, decoder
 from tiny import tiny, variants
 
-from exporter.build import ROLE, build
+from exporter.build import build
+from exporter.emitter import ROLE
 from exporter.match import matched
 from graph_passes import run_pipeline
 
@@ -38,6 +39,20 @@ def test_roles_of_every_shape_of_decoder(variant: str) -> None:
 def test_roles_of_every_family(family: str, variant: str) -> None:
     checkpoint = tiny(family, variant=variant)
     assert_recovered(build(*matched(checkpoint)))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_roles_where_sums_are_normed_at_once(variant: str, swapped: bool) -> None:
+    """As onnxruntime's optimizer and its builder write them, the residual stream first or last."""
+    model = canonical(decoder(**VARIANTS[variant], layers=3))
+    run_pipeline(model, "norm", verify=False)
+    for node in model.graph if swapped else ():
+        if node.op_type.startswith("Skip"):
+            one, other = node.inputs[:2]
+            node.replace_input_with(0, other)
+            node.replace_input_with(1, one)
+    assert_recovered(model)
 
 
 def test_two_products_for_one_place_have_no_role() -> None:

@@ -10,7 +10,8 @@ from exporter.emitter import Emitter
 from exporter.weights import Array
 from graph_passes import run_pipeline
 from graph_passes.matching import weight_of
-from graph_passes.proof.evaluate import Subgraph, evaluate
+from graph_passes.proof.evaluate import evaluate
+from graph_passes.proof.subgraph import Subgraph
 
 HEADS, WIDTH, HIDDEN = 3, 8, 6
 PARTS = ((0, 4), (4, 6), (6, 8))

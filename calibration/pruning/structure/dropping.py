@@ -6,15 +6,11 @@ together with those that have gone before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from calibration.progress import Advance
 from calibration.pruning.chain import Chain
 
 CANDIDATES = 8
 """Layers that are tried each time."""
-
-Advance = Callable[[int, int, str], None]
-"""Told how many layers of how many are chosen, and what is being done."""
 
 
 def dropped(chain: Chain, count: int, advance: Advance) -> list[int]:

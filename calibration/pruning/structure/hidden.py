@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from calibration.collecting import Stream
+from calibration.progress import Advance
 from calibration.pruning.model import ATTENTION, BLOCKS, HALFWAY, OUT, Described, Runner, forward
 from calibration.pruning.structure.width import narrower
 from calibration.statistics.hessian import Hessian, require_finite
@@ -35,9 +37,6 @@ from calibration.transforms.expressions import TimesMatrix, TimesVector
 from exporter.decoder import Decoder, Layer, Norm
 from exporter.errors import unsupported
 from exporter.weights import Array, Weight, Zeros, transposed
-
-Advance = Callable[[int, int, str], None]
-"""Told how many layers of how many are done, and what is being done."""
 
 SPREAD = 0.3
 """How far from the median, as a share of it, a gain before a tied head may be for its channel to be turned."""
@@ -98,6 +97,8 @@ def require_turnable(decoder: Decoder) -> None:
             found = "a block reads the residual stream without a norm"
         elif any(norm and norm.kind != decoder.norm.kind for norm in (layer.attention_norm, layer.ffn_norm)):
             found = "norms of two kinds read the residual stream"
+    if decoder.embedding_scale == math.sqrt(decoder.hidden_size):
+        found = "its embeddings are scaled by the root of its width"
     if found:
         raise unsupported(
             "variant-impossible",

@@ -14,12 +14,13 @@ to. Behind each of its norms, what the whole decoder's norm gives is fitted firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from calibration.collecting import Stream
+from calibration.progress import Advance
 from calibration.pruning.model import ATTENTION, BLOCKS, FFN, HALFWAY, OUT, Described, Runner, forward
 from calibration.pruning.sequential import filed
 from calibration.pruning.structure.channels import Removal, fitted, removal
@@ -35,9 +36,6 @@ RIDGE = 0.1
 """How firmly a map is held at what reproduces its own outputs while it makes up for those before it, of the mean
 size of its inputs: what it makes up for has little to do with them, and a few thousand tokens would be learned by
 heart."""
-
-Advance = Callable[[int, int, str], None]
-"""Told how many layers of how many are done, and what is being done."""
 
 
 def narrowed(

@@ -31,9 +31,8 @@ def prune(rows: np.ndarray, hessian: np.ndarray | None, sparsity: Sparsity, name
     if sparsity.group:
         require_groups(K, sparsity)
     w = np.ascontiguousarray(rows.T)  # columns as rows: [K, R]
-    curvature = np.where(np.diag(hessian) > 0, 1 / np.diag(U) ** 2, 0)[
-        :, None
-    ]  # what never comes costs nothing
+    # what never comes costs nothing
+    curvature = np.where(np.diag(hessian) > 0, 1 / np.diag(U) ** 2, 0)[:, None]
     error, gone = np.empty_like(w), np.empty(w.shape, bool)
     together = sparsity.group or BLOCK
     for a in range(0, K, BLOCK):
