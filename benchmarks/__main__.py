@@ -1,4 +1,4 @@
-"""All benchmarks, or those named, one after another: `python -m benchmarks [foreign ...]`.
+"""The default benchmarks, or some of them, one after another: `python -m benchmarks [foreign ...]`.
 
 Leaves results/*.json and results/README.md.
 
@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 
+from benchmarks.contenders import REMAKE
 from benchmarks.measure import RESULTS, ROOT, Row, parser, say, table
 
 COMMANDS = ("quality", "make_time", "speed", "foreign", "passes")
@@ -25,8 +26,7 @@ def main() -> int:
         return subprocess.run(
             [sys.executable, "-m", "benchmarks.mutants", *sys.argv[2:]], cwd=ROOT
         ).returncode
-    options = parser(__doc__)
-    options.add_argument("--remake", action="store_true", help="make our own artifacts again")
+    options = parser(__doc__, remake=REMAKE)
     options.add_argument("names", nargs="*", help=f"some of {', '.join(COMMANDS)}; all by default")
     chosen = options.parse_args()
     if not set(chosen.names) <= set(COMMANDS):

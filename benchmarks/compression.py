@@ -24,7 +24,9 @@ from benchmarks import contenders as c
 from benchmarks.measure import (
     ChildFailedError,
     Row,
+    file_name,
     fresh,
+    holding,
     interleave,
     median,
     parser,
@@ -81,11 +83,8 @@ VOCABULARY = Variant("vocabulary of the corpus", ("--structured", "vocab=used"),
 
 
 def main() -> int:
-    options = parser(__doc__)
+    options = parser(__doc__, rounds=5, only="variants", remake="prune again")
     options.add_argument("--model", action="append", choices=list(SOURCES), help="all by default")
-    options.add_argument("--rounds", type=int, default=5, help="samples of each speed (5)")
-    options.add_argument("--only", action="append", help="the variants whose name has this in it")
-    options.add_argument("--remake", action="store_true", help="prune again")
     chosen = options.parse_args()
     models = chosen.model or list(SOURCES)
     if "permuted" in models:
@@ -106,11 +105,10 @@ def measured(
 ) -> Iterator[tuple[str, list[Row]]]:
     """The tables of one model."""
     done: list[Variant] = []
+    wanted = holding(only)
     for name, variants in (("zeros", WEIGHTS), ("structures", (*STRUCTURES, VOCABULARY))):
         rows = []
-        for variant in variants:
-            if only and not any(part in variant.name for part in only):
-                continue
+        for variant in (one for one in variants if wanted(one.name)):
             try:
                 rows.append(damage(model, variant))
                 done.append(variant)
@@ -125,7 +123,7 @@ def measured(
 
 
 def folder_of(model: str, name: str) -> Path:
-    return FOLDER / model / "".join(x if x.isalnum() else "-" for x in name.lower())
+    return FOLDER / model / file_name(name)
 
 
 def corpus() -> Path:
@@ -145,20 +143,7 @@ def pruned(model: str, variant: Variant) -> Path:
     if not out.exists():
         say(f"pruning {model}: {variant.name}")
         options = [*variant.options, *(["--calibration", str(corpus())] if variant == VOCABULARY else [])]
-        run(
-            [
-                sys.executable,
-                "-m",
-                "onnx_gpt",
-                "prune",
-                SOURCES[model],
-                "-o",
-                out,
-                "--tokens",
-                TOKENS,
-                *options,
-            ]
-        )
+        run(c.our_command("prune", SOURCES[model], "-o", out, "--tokens", TOKENS, *options))
     return out
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from subprocess import CalledProcessError
 
 from benchmarks.environment import python_of
-from benchmarks.measure import ChildFailedError, Row, fresh, run, say, size_of
+from benchmarks.measure import ChildFailedError, Row, file_name, fresh, holding, run, say, size_of
 from benchmarks.paths import CACHE, GGUF, PERMUTED, SMOLLM2, TINY
 
 ARTIFACTS = CACHE / "artifacts"
 
 Command = list[str | Path]
+REMAKE = "make our own artifacts again"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Contender:
 
 def selected(contenders: Sequence[Contender], only: Sequence[str] | None, *, remake: bool) -> list[Contender]:
     """Those whose name has one of ``only`` in it; ``remake`` deletes our artifacts among them."""
-    chosen = [one for one in contenders if not only or any(part in one.name for part in only)]
+    wanted = holding(only)
+    chosen = [one for one in contenders if wanted(one.name)]
     for contender in chosen:
         if remake and contender.name.startswith("onnx-gpt"):
             shutil.rmtree(contender.path, ignore_errors=True)
@@ -97,13 +99,17 @@ def on_torch() -> Command:
     return [sys.executable, "-m", "benchmarks.reference"]
 
 
-def optimize(source: str | Path, out: Path, *options: str) -> Command:
+def our_command(*arguments: str | Path) -> Command:
     """Our own command, as a user types it."""
-    return [sys.executable, "-m", "onnx_gpt", "optimize", source, "-o", out, *options]
+    return [sys.executable, "-m", "onnx_gpt", *arguments]
+
+
+def optimize(source: str | Path, out: Path, *options: str) -> Command:
+    return our_command("optimize", source, "-o", out, *options)
 
 
 def ours(name: str, source: Path, *options: str) -> Contender:
-    path = ARTIFACTS / _file_name(name)
+    path = _artifact(name)
     return Contender(name, path, lambda: optimize(source, path, "--no-parity", *options), on_onnxruntime)
 
 
@@ -117,7 +123,7 @@ def made_by(
     runner: Callable[[], Command] = on_onnxruntime,
 ) -> Contender:
     """A peer's artifact; ``source`` may be a function where it is another contender's artifact."""
-    path = ARTIFACTS / _file_name(name)
+    path = _artifact(name)
 
     def command() -> Command:
         return [*peer(module, environment)(), verb, source() if callable(source) else source, path]
@@ -125,8 +131,8 @@ def made_by(
     return Contender(name, path, command, runner)
 
 
-def _file_name(name: str) -> str:
-    return "".join(character if character.isalnum() else "-" for character in name.lower()).strip("-")
+def _artifact(name: str) -> Path:
+    return ARTIFACTS / file_name(name).strip("-")
 
 
 TORCH = Contender("PyTorch fp32", SMOLLM2, None, on_torch)
@@ -147,7 +153,6 @@ CALIBRATED = ("--quantize", "int4", "--method", "gptq", "--block-size", "64", "-
 WIDE_V = "layers.[1-9].attention.v=8,layers.[12]?.attention.v=8"
 """All but one layer: with it the file would be over 90 MB."""
 WIDE_V_AND_DOWN = "attention.v=8,layers.[02].ffn.down=8,layers.11.ffn.down=8,layers.2[1-9].ffn.down=8"
-OURS_INT4_CALIBRATED = ours("onnx-gpt int4 calibrated", SMOLLM2, *CALIBRATED)
 OURS_INT4_CALIBRATED_PERMUTED = ours("onnx-gpt int4 calibrated (permuted)", PERMUTED, *CALIBRATED)
 OURS_INT4_90MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, 8-bit v (permuted)", PERMUTED, *CALIBRATED, "--mixed", WIDE_V

@@ -59,11 +59,8 @@ RATIOS = (
 
 
 def main() -> int:
-    options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=5, help="samples of each (5)")
+    options = parser(__doc__, rounds=5, only="contenders", remake=c.REMAKE)
     options.add_argument("--threads", type=int, default=2, help="threads of each runtime (2)")
-    options.add_argument("--only", action="append", help="measure the contenders whose name has this in it")
-    options.add_argument("--remake", action="store_true", help="make our own artifacts again")
     chosen = options.parse_args()
     os.environ["BENCHMARK_THREADS"] = str(chosen.threads)  # of the children
     ensure(SMOLLM2)

@@ -31,6 +31,7 @@ from benchmarks.measure import (
     ChildFailedError,
     Row,
     environment,
+    file_name,
     fresh,
     parser,
     publish,
@@ -63,9 +64,8 @@ TOKENS = ("--tokens", compression.TOKENS)
 
 
 def main() -> int:
-    options = parser(__doc__)
+    options = parser(__doc__, remake="train again")
     options.add_argument("--only", action="append", choices=list(TABLES), help="all by default")
-    options.add_argument("--remake", action="store_true", help="train again")
     chosen = options.parse_args()
     ensure(PERMUTED)
     if chosen.remake:
@@ -87,11 +87,8 @@ def pruned(model: str, name: str) -> Path:
     return compression.pruned(model, variant)
 
 
-def command(student: str | Path, teacher: str | Path, out: Path, options: Sequence[str]) -> list[str]:
-    return [
-        *(sys.executable, "-m", "onnx_gpt", "distill", str(student)),
-        *("--teacher", str(teacher), "-o", str(out), *TOKENS, *options),
-    ]
+def command(student: str | Path, teacher: str | Path, out: Path, options: Sequence[str]) -> c.Command:
+    return c.our_command("distill", student, "--teacher", teacher, "-o", out, *TOKENS, *options)
 
 
 def distilled(student: str | Path, teacher: str | Path, out: Path, options: Sequence[str]) -> Row:
@@ -105,7 +102,7 @@ def distilled(student: str | Path, teacher: str | Path, out: Path, options: Sequ
 
 
 def place(model: str, name: str) -> Path:
-    return FOLDER / model / "".join(x if x.isalnum() else "-" for x in name.lower())
+    return FOLDER / model / file_name(name)
 
 
 def healed(model: str, name: str, options: Sequence[str]) -> tuple[Path, Row]:

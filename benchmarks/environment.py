@@ -1,6 +1,6 @@
 """One virtual environment for each peer, under benchmarks/.envs/.
 
-    python -m benchmarks.environment [genai mobius openvino llama_cpp optimum]
+    python -m benchmarks.environment [genai optimum ...]
 
 Each is benchmarks/requirements/NAME.txt, pinned, then NAME.no-deps.txt without dependencies, if there is one.
 torch goes in first and alone: an open range of a later package would otherwise bring gigabytes of CUDA.

@@ -76,9 +76,9 @@ def crossed(name: str, i: int, j: int) -> Edit:
     return edit
 
 
-def bypassed(name: str, i: int = 0) -> Edit:
-    """What a node makes is its input i instead, under the same name: an Identity stands in its place."""
-    return replaced(name, lambda node: ("Identity", [node.inputs[i]], {}))
+def bypassed(name: str) -> Edit:
+    """What a node makes is its first input instead, under the same name: an Identity stands in its place."""
+    return replaced(name, lambda node: ("Identity", [node.inputs[0]], {}))
 
 
 def replaced(name: str, by: Callable[[ir.Node], tuple[str, list[ir.Value | None], dict[str, Any]]]) -> Edit:
@@ -187,11 +187,11 @@ def own_weight(name: str, change: Callable[[np.ndarray], np.ndarray], i: int = 1
     return edit
 
 
-def exchanged(a: str, b: str, i: int = 1) -> Edit:
+def exchanged(a: str, b: str) -> Edit:
     """Two nodes read each other's weight."""
 
     def edit(model: ir.Model) -> None:
-        first, second = (node_of(model, name).inputs[i] for name in (a, b))
+        first, second = (node_of(model, name).inputs[1] for name in (a, b))
         assert first is not None and second is not None
         first.const_value, second.const_value = second.const_value, first.const_value
 

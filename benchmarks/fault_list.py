@@ -60,13 +60,10 @@ def _rms_for_layer(node: ir.Node) -> tuple[str, list[ir.Value | None], dict[str,
     return "RMSNormalization", list(node.inputs[:2]), {"axis": -1, "epsilon": epsilon}
 
 
-def _tables(base: float, width: int = 8, context: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    angles = np.outer(np.arange(context), base ** -(np.arange(width) / width)).astype(np.float32)
-    return np.cos(angles), np.sin(angles)
-
-
 ONE = np.array([1], np.int64)
-COS, SIN = _tables(500.0)
+ANGLES = np.outer(np.arange(64), 500.0 ** -(np.arange(8) / 8)).astype(np.float32)
+COS, SIN = np.cos(ANGLES), np.sin(ANGLES)
+"""Of another base than the models have, for their 64 tokens and heads of 16."""
 HEADS, ROPES = "layers.1.attention.heads", ("layers.1.attention.q_rope", "layers.1.attention.k_rope")
 NARROW = {"rotary_embedding_dim": 8}
 

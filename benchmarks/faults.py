@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.fault_list import FAULTS, Fault
-from benchmarks.measure import Row, parser, publish, say
+from benchmarks.measure import Row, holding, parser, publish, say
 from calibration.quantization.weight_only import quantize_weights
 from graph_passes import ORT_PIPELINE, parse, run_pipeline
 from onnx_gpt.bisecting.cases import length_for
@@ -23,8 +23,6 @@ from onnx_gpt.bisecting.judging import truth_of
 from onnx_gpt.bisecting.searching import Search, Stage, search
 from onnx_gpt.exporting import export
 from onnx_gpt.recipe import Recipe
-
-__all__ = ["FAULTS", "Fault", "finished", "searched", "stages_of"]
 
 WANTED = 28 / 30
 """Share of the faults whose pass and layer have to be named."""
@@ -34,7 +32,8 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("names", nargs="*", help="only faults whose names hold one of these")
     chosen = options.parse_args()
-    wanted = [f for f in FAULTS if not chosen.names or any(part in f.name for part in chosen.names)]
+    named = holding(chosen.names)
+    wanted = [fault for fault in FAULTS if named(fault.name)]
     rows = [judged(fault) for fault in wanted]
     right = sum(row["right"] == "yes" for row in rows)
     alarms = sum(row["false alarm"] != "" for row in rows)

@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import optimize, peer
+from benchmarks.contenders import optimize, our_command, peer
 from benchmarks.foreign_models import FOREIGN, ForeignGraph, graphs
-from benchmarks.measure import ChildFailedError, Row, fresh, parser, publish, run, say
+from benchmarks.measure import ChildFailedError, Row, fresh, holding, parser, publish, run, say
 
 OUT = FOREIGN / "optimized"
 OURS = FOREIGN / "by-family"
@@ -33,11 +33,9 @@ ATTENTIONS = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
 
 
 def main() -> int:
-    options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=40, help="times that both decode in turn (40)")
-    options.add_argument("--only", action="append", help="measure the graphs whose name has this in it")
-    chosen = options.parse_args()
-    wanted = [g for g in graphs() if not chosen.only or any(part in g.name for part in chosen.only)]
+    chosen = parser(__doc__, rounds=40, only="graphs").parse_args()
+    named = holding(chosen.only)
+    wanted = [graph for graph in graphs() if named(graph.name)]
     rows: list[Row] = []
     failed: dict[str, str] = {}
     for graph in wanted:
@@ -92,10 +90,11 @@ def nodes_by_family(graph: ForeignGraph) -> int:
 
 def mean_kl(bundle: Path, against: Path) -> float:
     """Mean KL divergence, nats a token, whatever the verdict is."""
-    command = [sys.executable, "-m", "onnx_gpt", "validate", bundle, "--against", against, "--json"]
-    child = run(
-        [*command, "--max-kl", "1e9", "--min-top1", "0", "--max-perplexity-ratio", "1e9", "--tokens", "1024"]
+    any_verdict = ("--max-kl", "1e9", "--min-top1", "0", "--max-perplexity-ratio", "1e9")
+    command = our_command(
+        "validate", bundle, "--against", against, "--json", "--tokens", "1024", *any_verdict
     )
+    child = run(command)
     return float(json.loads(child.stdout)["mean_kl"])
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Row, parser, publish, run, say
+from benchmarks.measure import Row, holding, parser, publish, run, say
 from benchmarks.paths import CACHE
 
 TOKENS = 512
@@ -70,7 +70,7 @@ def main() -> int:
     wanted = (chosen.only,) if chosen.only else ("catches", "alarms", "time")
     tables: dict[str, list[Row]] = {}
     document: Row = {"tables": tables}
-    named = lambda name: not chosen.names or any(part in name for part in chosen.names)  # noqa: E731
+    named = holding(chosen.names)
     failed = False
     if "catches" in wanted:
         tables["catches"] = list(catches(named))
@@ -303,6 +303,7 @@ GATES = ("onnx-gpt", *PEERS)
 
 def timed() -> Row:
     """Seconds of `validate` for SmolLM2 at int4 against PyTorch, start-up included."""
+    from benchmarks.contenders import optimize, our_command
     from benchmarks.models import ensure
     from benchmarks.paths import SMOLLM2
 
@@ -310,10 +311,9 @@ def timed() -> Row:
     bundle = CACHE / "gate" / "smollm2-int4"
     if not bundle.exists():
         bundle.parent.mkdir(parents=True, exist_ok=True)
-        make = ("optimize", SMOLLM2, "-o", bundle, "--quantize", "int4", "--no-parity")
-        run([sys.executable, "-m", "onnx_gpt", *make])
+        run(optimize(SMOLLM2, bundle, "--quantize", "int4", "--no-parity"))
     started = time.perf_counter()
-    child = run([sys.executable, "-m", "onnx_gpt", "validate", bundle, "--against", SMOLLM2, "--json"])
+    child = run(our_command("validate", bundle, "--against", SMOLLM2, "--json"))
     seconds = time.perf_counter() - started
     parity = json.loads(child.stdout)
     return {

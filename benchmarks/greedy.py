@@ -29,10 +29,7 @@ CONTENDERS = (
 
 
 def main() -> int:
-    options = parser(__doc__)
-    options.add_argument("--remake", action="store_true", help="make our own artifacts again")
-    options.add_argument("--only", action="append", help="measure the contenders whose name has this in it")
-    chosen = options.parse_args()
+    chosen = parser(__doc__, only="contenders", remake=c.REMAKE).parse_args()
     ensure(SMOLLM2, PERMUTED)
     wanted, failed = c.prepared([c.OURS_FLOAT, *c.selected(CONTENDERS, chosen.only, remake=chosen.remake)])
     prompts = evaluation_windows(SMOLLM2 / "tokenizer.json", PROMPTS * PROMPT).reshape(-1, PROMPT)[:PROMPTS]

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.contenders import GPT2_SCHEMES, Command, optimize, peer
-from benchmarks.measure import Child, Row, fresh, interleave, median, parser, publish, run, size_of
+from benchmarks.measure import Child, Row, fresh, holding, interleave, median, parser, publish, run, size_of
 from benchmarks.paths import CACHE, GPT2, LLAMA_1B, SMOLLM2
 
 OUT = CACHE / "made"
@@ -62,23 +62,24 @@ JOBS = (
 
 
 def main() -> int:
-    options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=3, help="times that each is made (3)")
-    options.add_argument("--only", default="", help="the job whose name has this in it")
-    chosen = options.parse_args()
+    chosen = parser(__doc__, rounds=3, only="jobs").parse_args()
+    named = holding(chosen.only)
     # A child, because making the models takes memory: see measure.py.
     run([sys.executable, "-m", "benchmarks.models", "smollm2", "llama-1b", "gpt2"])
     rows: list[Row] = []
+    samples: dict[str, dict[str, list[float]]] = {}
     failed: dict[str, str] = {}
-    for job in (job for job in JOBS if chosen.only in job.name):
-        made, broken = measure(job, chosen.rounds)
-        rows, failed = rows + made, failed | broken
-    document = {"tables": {"make_time": rows}, "failed": failed}
+    for job in (job for job in JOBS if named(job.name)):
+        runs, sizes, broken = measure(job, chosen.rounds)
+        rows += rows_of(job, runs, sizes)
+        samples[job.name] = {name: [round(run.seconds, 2) for run in own] for name, own in runs.items()}
+        failed |= broken
+    document = {"tables": {"make_time": rows}, "samples": samples, "failed": failed}
     return publish("make_time", document, as_json=chosen.json, partial=bool(chosen.only))
 
 
-def measure(job: Job, rounds: int) -> tuple[list[Row], dict[str, str]]:
-    """A row of medians for us and for the peer, and what failed. Ratios are over the peer's."""
+def measure(job: Job, rounds: int) -> tuple[dict[str, list[Child]], dict[str, int], dict[str, str]]:
+    """Runs by who made it, ours and the peer's, bytes of what was made, and what failed."""
     commands = {"onnx-gpt": job.ours()}
     if job.peer is not None:
         commands[job.peer_name] = job.peer()
@@ -91,9 +92,14 @@ def measure(job: Job, rounds: int) -> tuple[list[Row], dict[str, str]]:
         shutil.rmtree(OUT)
         return child
 
-    samples, failed = interleave({name: partial(sample, name) for name in commands}, rounds)
+    runs, failed = interleave({name: partial(sample, name) for name in commands}, rounds)
+    return runs, sizes, failed
+
+
+def rows_of(job: Job, samples: dict[str, list[Child]], sizes: dict[str, int]) -> list[Row]:
+    """Medians for us and for the peer. Ratios are over the peer's."""
     theirs = samples.get(job.peer_name)
-    rows = [
+    return [
         {
             "job": job.name,
             "by": name,
@@ -103,11 +109,9 @@ def measure(job: Job, rounds: int) -> tuple[list[Row], dict[str, str]]:
             "peak RSS MB": peak(runs) / 1e6,
             "× memory": peak(runs) / peak(theirs) if theirs else None,
             "MB": round(sizes[name] / 1e6, 1),
-            "all seconds": ", ".join(f"{run.seconds:.2f}" for run in runs),
         }
         for name, runs in samples.items()
     ]
-    return rows, failed
 
 
 def seconds(runs: list[Child]) -> float:

@@ -160,11 +160,35 @@ def publish(name: str, document: Row, *, as_json: bool, partial: bool) -> int:
     return 1 if failed else 0
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """What every benchmark command takes."""
+def parser(
+    doc: str | None, *, rounds: int | None = None, only: str = "", remake: str = ""
+) -> argparse.ArgumentParser:
+    """What every benchmark command takes, and what several do.
+
+    Args:
+        rounds: --rounds, this many by default.
+        only: --only, of what.
+        remake: --remake, which does this.
+    """
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="print the JSON document instead of tables")
+    if rounds is not None:
+        made.add_argument("--rounds", type=int, default=rounds, help=f"samples of each ({rounds})")
+    if only:
+        made.add_argument("--only", action="append", help=f"the {only} whose name has this in it")
+    if remake:
+        made.add_argument("--remake", action="store_true", help=remake)
     return made
+
+
+def holding(parts: Sequence[str] | None) -> Callable[[str], bool]:
+    """Whether a name has one of some parts in it; any name where there are none."""
+    return lambda name: not parts or any(part in name for part in parts)
+
+
+def file_name(name: str) -> str:
+    """A name as files are called."""
+    return "".join(character if character.isalnum() else "-" for character in name.lower())
 
 
 def _cell(value: Any) -> str:

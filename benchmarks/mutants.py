@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.measure import ROOT, Row, parser, publish, say
+from benchmarks.measure import ROOT, Row, holding, parser, publish, say
 
 TESTS = tuple(
     f"tests/graph_passes/test_{name}.py" for name in ("rules", "generated", "witness", "rewrites", "fold")
@@ -200,7 +200,8 @@ def main() -> int:
     chosen = options.parse_args()
     if chosen.run is not None:
         return run_tests(next(mutant for mutant in MUTANTS if mutant.name == chosen.run))
-    wanted = [m for m in MUTANTS if not chosen.names or any(part in m.name for part in chosen.names)]
+    named = holding(chosen.names)
+    wanted = [mutant for mutant in MUTANTS if named(mutant.name)]
     for mutant in wanted:
         mutant.source()  # before hours are spent: a mutant whose line has changed would test nothing
     rows = [judged(mutant) for mutant in wanted]

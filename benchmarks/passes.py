@@ -27,8 +27,7 @@ CASES = {
 
 
 def main() -> int:
-    options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=3)
+    options = parser(__doc__, rounds=3)
     options.add_argument("--child", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.child:

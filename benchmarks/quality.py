@@ -21,6 +21,7 @@ from benchmarks.measure import ChildFailedError, Row, parser, publish, say
 from benchmarks.models import ensure
 from benchmarks.paths import CACHE, PERMUTED, SMOLLM2
 from benchmarks.text import WINDOW, evaluation_windows
+from onnx_gpt.parity.metrics import divergence, log_softmax
 
 SCRATCH = CACHE / "quality"
 
@@ -60,11 +61,9 @@ STUDIES = {
 
 
 def main() -> int:
-    options = parser(__doc__)
+    options = parser(__doc__, only="contenders", remake=c.REMAKE)
     options.add_argument("--model", choices=STUDIES, default="smollm2", help="what is compared (smollm2)")
     options.add_argument("--tokens", type=int, default=4096, help="predicted tokens, at least (4096)")
-    options.add_argument("--remake", action="store_true", help="make our own artifacts again")
-    options.add_argument("--only", action="append", help="measure the contenders whose name has this in it")
     chosen = options.parse_args()
     study = STUDIES[chosen.model]
     ensure(*((SMOLLM2, PERMUTED) if chosen.model == "smollm2" else ()))
@@ -122,7 +121,8 @@ def compare(candidate: Path, reference: Path) -> Row:
         a, b = ours[window, :-1], theirs[window, :-1]
         same.append(a.argmax(-1) == b.argmax(-1))
         largest = max(largest, float(np.abs(a - b).max()))
-        kl.extend(divergence(a[i : i + 64], b[i : i + 64]) for i in range(0, len(a), 64))
+        blocks = [slice(i, i + 64) for i in range(0, len(a), 64)]  # few rows are wide at once
+        kl += [divergence(log_softmax(a[block]), log_softmax(b[block])) for block in blocks]
     values = np.concatenate(kl)
     return {
         "mean KL": float(values.mean()),
@@ -131,20 +131,6 @@ def compare(candidate: Path, reference: Path) -> Row:
         "top-1": float(np.concatenate(same).mean()),
         "max |Δlogit|": largest,
     }
-
-
-def divergence(candidate: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """KL of rows of logits ``[S, V]`` → ``[S]``, in float64."""
-    p, q = log_softmax(reference), log_softmax(candidate)
-    kl: np.ndarray = (np.exp(p) * (p - q)).sum(-1)
-    return kl.clip(min=0.0)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
-    return wide
 
 
 if __name__ == "__main__":

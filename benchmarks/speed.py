@@ -51,11 +51,7 @@ RATIOS = (
 
 
 def main() -> int:
-    options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=5, help="samples of each (5)")
-    options.add_argument("--remake", action="store_true", help="make our own artifacts again")
-    options.add_argument("--only", action="append", help="measure the contenders whose name has this in it")
-    chosen = options.parse_args()
+    chosen = parser(__doc__, rounds=5, only="contenders", remake=c.REMAKE).parse_args()
     ensure(SMOLLM2)
     wanted, failed = c.prepared(c.selected(CONTENDERS, chosen.only, remake=chosen.remake))
     samples, broken = interleave({one.name: one.speed for one in wanted}, chosen.rounds)

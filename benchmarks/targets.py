@@ -91,8 +91,11 @@ def main() -> int:
     whole = not (chosen.only or chosen.family)
     if whole and chosen.model is None:
         why = "only with --model smollm2"
-        left = [(target, weights) for weights in WEIGHTS for target in RUNTIMES]
-        rows += [_row("sample:smollm2", target, weights, "not run", why=why) for target, weights in left]
+        rows += [
+            _row("sample:smollm2", target, weights, "not run", why=why)
+            for weights in WEIGHTS
+            for target in RUNTIMES
+        ]
     document = {"tables": {"matrix": matrix(rows), "cells": rows}, "failed": failed}
     status = publish("targets", document, as_json=chosen.json, partial=not whole)
     if whole:

@@ -8,9 +8,9 @@ from pydoc_data.topics import topics
 import numpy as np
 from tokenizers import Tokenizer
 
+from onnx_gpt.parity.text import CALIBRATION_FIFTHS
+
 WINDOW = 512
-CALIBRATION_FIFTHS = 4
-"""Fifths of the text that calibration may read; evaluation reads what comes after them."""
 
 
 def evaluation_windows(tokenizer: Path, predicted: int, window: int = WINDOW) -> np.ndarray:

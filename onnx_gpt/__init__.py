@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from onnx_gpt.linting.linter import lint
     from onnx_gpt.linting.repairing import repair
     from onnx_gpt.optimizing.pipeline import optimize
+    from onnx_gpt.planning.measuring import measure
     from onnx_gpt.planning.planner import Plan, plan
-    from onnx_gpt.planning.timing import measure
     from onnx_gpt.pruning.job import prune
     from onnx_gpt.pruning.report import PruneReport
     from onnx_gpt.ranging import ranges
@@ -61,7 +61,7 @@ _HOMES = {
     "explain": "onnx_gpt.explanation",
     "inspect": "onnx_gpt.inspection",
     "lint": "onnx_gpt.linting.linter",
-    "measure": "onnx_gpt.planning.timing",
+    "measure": "onnx_gpt.planning.measuring",
     "optimize": "onnx_gpt.optimizing.pipeline",
     "plan": "onnx_gpt.planning.planner",
     "prune": "onnx_gpt.pruning.job",

@@ -5,6 +5,7 @@ Results go to stdout (a table for people, one JSON document with ``--json``), ta
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -24,17 +25,18 @@ from onnx_gpt.commands import register
 
 HELP = """From a trained GPT decoder to a fused, quantized and proven ONNX bundle.
 
-SOURCE is a Hugging Face directory, a .gguf, nanoGPT .pt or anyone's .onnx file, hf:org/name,
-module:package.module:factory, or sample:tiny / sample:smollm2."""
+SOURCE is a Hugging Face directory, a .gguf, a nanoGPT .pt, anyone's .onnx file,
+hf:org/name, module:package.module:factory, sample:tiny or sample:smollm2."""
 
 EPILOGUE = """Examples:
 
-  onnx-gpt optimize sample:smollm2 -o smollm2 --quantize int8
-  onnx-gpt run smollm2 --chat --prompt "What is a graph?"
-  onnx-gpt bench smollm2
+    onnx-gpt optimize sample:smollm2 -o smollm2 --quantize int8
+    onnx-gpt run smollm2 --chat --prompt "What is a graph?"
+    onnx-gpt bench smollm2
 
-Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected · 5 parity failed, nothing published ·
-6 verification failed · 7 out of disk or memory · 8 environment · 9 network · 10 output exists"""
+Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected ·
+5 parity failed, nothing published · 6 verification failed · 7 out of disk,
+memory or budget · 8 environment · 9 network · 10 output exists"""
 
 
 def app(arguments: Sequence[str] = (), console: Console | None = None) -> cyclopts.App:
@@ -43,7 +45,7 @@ def app(arguments: Sequence[str] = (), console: Console | None = None) -> cyclop
         name="onnx-gpt",
         help=HELP,
         help_epilogue=EPILOGUE,
-        help_format="plaintext",
+        help_format="markdown",  # which joins the lines of a docstring's paragraph
         version=f"onnx-gpt {__version__}",
         error_console=Console(stderr=True),
         console=console,
@@ -64,12 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(128 + number)  # unwinds, so that half-written output is removed
 
     signal.signal(signal.SIGTERM, terminated)
+    # nohup has it ignored, and Windows has none.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, terminated)
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as stopped:
-        kept = getattr(stopped, "__notes__", ())  # what a folder has been left for
-        print("; ".join(["\ninterrupted", "nothing was published", *kept]), file=sys.stderr)
+        _say_stopped("interrupted", stopped)
         status = 130
+    except SystemExit as stopped:
+        if not received:
+            raise
+        _say_stopped("terminated", stopped)
+        status = 128 + received[0]
     except BrokenPipeError:  # the reader of our stdout has gone; that is its right
         status = 0
     except Exception:  # the last resort: a bug of ours, said to be one
@@ -92,6 +101,12 @@ def _prepare_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _say_stopped(how: str, stopped: BaseException) -> None:
+    kept = getattr(stopped, "__notes__", ())  # what a folder has been left for
+    with contextlib.suppress(OSError):  # a terminal that has gone
+        print("; ".join([f"\n{how}", "nothing was published", *kept]), file=sys.stderr)
 
 
 def _drop_unwritable() -> None:

@@ -26,6 +26,7 @@ from exporter.writing import dtype_of, nbytes
 from graph_passes import ORT_PIPELINE, run_pipeline
 from graph_passes.structure.products import weights_multiplied
 from onnx_gpt.bundle.writing import REPORT
+from onnx_gpt.certificate.source import model_files
 from onnx_gpt.exporting import export
 from onnx_gpt.optimizing.calibrating import runnable
 from onnx_gpt.parity.candidate import Candidate
@@ -34,7 +35,7 @@ from onnx_gpt.parity.sides import Side, open_side, require_same_vocabulary
 from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens
 from onnx_gpt.planning.pareto import front
 from onnx_gpt.progress import Progress, Silent
-from onnx_gpt.searching.kernel_times import CONTEXT, STEPS, step_seconds
+from onnx_gpt.searching.kernel_times import step_seconds
 
 SCHEMA = "onnx-gpt/comparison/1"
 WINDOW = 512
@@ -53,7 +54,7 @@ class Variant:
         kl, kl_error: mean KL from the first and its standard error, nats a token.
         log_perplexity: nats a token.
         step: log perplexity more than the parent's.
-        decode: tokens a second after `CONTEXT` tokens; None where it was not timed.
+        decode: tokens a second after 512 tokens, or what its context holds; None where it was not timed.
         front: whether no other is both as small and as near to the first.
     """
 
@@ -119,31 +120,28 @@ def compare(
     sides = [open_side(name) for name in names]
     found: list[Variant] = []
     with tempfile.TemporaryDirectory(prefix="onnx-gpt-compare-") as folder:
-        kept = Path(folder) / "reference.npy"
+        kept = Path(folder) / "reference"
+        kept.mkdir()
         windows: EvaluationTokens | None = None
         vocab = 0
         for i, side in enumerate(sides):
             progress.stage(side.uri)
             with _running(side, Path(folder) / str(i), progress) as (model, graph):
-                if windows is None:
-                    vocab = model.vocab_size or 0
-                    windows = _text(sides, model, tokens, text)
-                require_same_vocabulary(model.vocab_size or vocab, vocab, (side.uri, names[0]))
+                own = int(model.logits(np.zeros((1, 1), np.int64)).shape[-1])
+                vocab = vocab or own
+                require_same_vocabulary(own, vocab, (side.uri, names[0]))
+                windows = windows or _text(sides, vocab, tokens, text)
                 agreement = _measured(model, windows.windows, kept, progress)
-                decode = 1 / step_seconds(model.path, _context(side)) if time else None
+                decode = 1 / step_seconds(model.path, side.facts.context) if time else None
                 found.append(_variant(side, names, graph, agreement, decode))
     assert windows is not None
     return Comparison(windows.origin, windows.predicted, _related(found))
 
 
-def _text(sides: Sequence[Side], model: Candidate, tokens: int, path: Path | None) -> EvaluationTokens:
+def _text(sides: Sequence[Side], vocab: int, tokens: int, path: Path | None) -> EvaluationTokens:
     tokenizer = next((side.tokenizer for side in sides if side.tokenizer is not None), None)
     window = min([WINDOW, *(side.facts.context for side in sides if side.facts.context)])
-    return evaluation_tokens(tokenizer, model.vocab_size or 2, tokens=tokens, window=window, path=path)
-
-
-def _context(side: Side) -> int:
-    return min(CONTEXT, (side.facts.context or CONTEXT + STEPS + 1) - STEPS - 1)
+    return evaluation_tokens(tokenizer, vocab, tokens=tokens, window=window, path=path)
 
 
 @contextmanager
@@ -163,21 +161,15 @@ def _running(side: Side, folder: Path, progress: Progress) -> Iterator[tuple[Can
 
 
 def _measured(model: Candidate, windows: np.ndarray, kept: Path, progress: Progress) -> Agreement:
-    """A model's agreement with the first, whose logits are kept in a file."""
+    """A model's agreement with the first, whose logits are kept in a file a window."""
     agreement = Agreement()
-    N, S = windows.shape
-    shape = (N, S - 1, model.vocab_size or 0)
-    known = kept.exists()
-    if known:
-        reference = np.lib.format.open_memmap(kept, "r")
-    else:
-        reference = np.lib.format.open_memmap(kept, "w+", np.float32, shape)
     for i, window in enumerate(windows):
         logits = model.logits(window[None])[0, :-1]
-        if not known:
-            reference[i] = logits
-        agreement.add(logits, np.asarray(reference[i]), window[1:])
-        progress.advance(i + 1, N, "windows of text")
+        reference = kept / f"{i}.npy"
+        if not reference.exists():
+            np.save(reference, logits)
+        agreement.add(logits, np.load(reference), window[1:])
+        progress.advance(i + 1, len(windows), "windows of text")
     return agreement
 
 
@@ -188,7 +180,7 @@ def _variant(
     return Variant(
         name=side.uri,
         parent=_parent(side.uri, names),
-        bytes=_bytes(side),
+        bytes=_bytes(side, graph),
         multiplications=weights_multiplied(graph.graph),
         kl=float(kl.mean()),
         kl_error=float(kl.std() / math.sqrt(len(kl))),
@@ -221,7 +213,7 @@ def _parent(name: str, names: Sequence[str]) -> str | None:
         report = json.loads((folder / REPORT).read_text("utf-8"))
         source = report["source"]
         source = str(source["uri"] if isinstance(source, dict) else source)
-    except (OSError, ValueError, KeyError, TypeError):  # no report, or somebody else's
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no report, or somebody else's
         return names[0]
     same = [other for other in names if other != name and _place(other) == _place(source)]
     return same[0] if same else names[0]
@@ -231,9 +223,8 @@ def _place(uri: str) -> str:
     return str(Path(uri).resolve()) if Path(uri).exists() else uri
 
 
-def _bytes(side: Side) -> int:
+def _bytes(side: Side, graph: ir.Model) -> int:
     if isinstance(side.opened, GraphSource):
-        path = side.opened.path
-        return sum(file.stat().st_size for file in path.parent.iterdir() if file.name.startswith(path.name))
+        return sum(file.stat().st_size for file in model_files(side.opened.path, graph))
     assert isinstance(side.opened, Checkpoint)
     return nbytes(side.opened, dtype_of(side.opened.weights.values()))

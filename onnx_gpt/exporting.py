@@ -68,7 +68,7 @@ def export(
     if isinstance(opened, GraphSource):
         return _export_graph(opened, context_length)
     decoder, own = matched(opened)
-    _require_tokenizer_fits(opened.files, decoder.vocab_size)
+    require_tokenizer_fits(opened.files.get("tokenizer.json"), decoder.vocab_size)
     context = _context_length(decoder.context_length, context_length)
     changed, weights = transform(decoder, own) if transform is not None else (decoder, own)
     model = build(changed, weights, context_length=context_length)
@@ -120,7 +120,7 @@ def _export_graph(opened: GraphSource, context_length: int | None) -> Exported:
         )
     context = _context_length(stated, context_length)
     vocab = _vocab_size(model)
-    _require_tokenizer_fits(opened.files, vocab)
+    require_tokenizer_fits(opened.files.get("tokenizer.json"), vocab)
     tensors = [value.const_value for value in model.graph.initializers.values()]
     parameters = sum(tensor.size for tensor in tensors if tensor is not None)
     return Exported(model, None, str(opened.config.get("model_type", "graph")), parameters, vocab, context)
@@ -150,7 +150,8 @@ def _vocab_size(model: ir.Model) -> int:
     logits = logits_of(model.graph)
     sizes = facts.dims(logits)
     if sizes is None or len(sizes) != 3 or not isinstance(sizes[-1], int):
-        raise interface_unknown(f"its output {logits.name!r} is {sizes}, not logits [B, S, V]")
+        shape = "of unknown rank" if sizes is None else f"[{', '.join(map(str, sizes))}]"
+        raise interface_unknown(f"its output {logits.name!r} is {shape}, not logits [B, S, V]")
     return sizes[-1]
 
 
@@ -212,8 +213,8 @@ def _heads(checkpoint: Checkpoint) -> list[int]:
     return [layer.attention.kv_heads for layer in describe(checkpoint).layers]
 
 
-def _require_tokenizer_fits(files: Mapping[str, bytes], vocab_size: int) -> None:
-    raw = files.get("tokenizer.json")
+def require_tokenizer_fits(raw: bytes | None, vocab_size: int) -> None:
+    """Raise ``tokenizer-too-large`` where a tokenizer.json has tokens beyond the model's, ``tokenizer-invalid``."""
     if raw is None:
         return
     from tokenizers import Tokenizer

@@ -47,7 +47,7 @@ def lineage_of(source: str) -> tuple[dict[str, Any], ...]:
 def _read(path: Path) -> Mapping[str, Any] | None:
     try:
         report = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):  # somebody else's file of this name
+    except (OSError, ValueError, RecursionError):  # somebody else's file of this name
         return None
     return report if isinstance(report, dict) and report.get("schema") in STEPS else None
 

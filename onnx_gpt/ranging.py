@@ -8,7 +8,7 @@ from calibration.ranges import Ranges
 from calibration.ranges import ranges as ranges_of
 from exporter import sources
 from exporter.checkpoint import ModuleSource
-from exporter.errors import unsupported
+from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import run_pipeline
 from onnx_gpt.bundle.targets import chosen
 from onnx_gpt.exporting import export, pipeline_of
@@ -43,8 +43,15 @@ def ranges(
 
     Raises:
         OnnxGptError: what loading and passes raise; ``ranges-needs-float`` (exit 3) for a graph that holds codes, or a
-            module.
+            module; ``scheme-invalid`` (exit 2) for no windows.
     """
+    if windows < 1:
+        raise OnnxGptError(
+            "scheme-invalid",
+            f"{windows} windows of text are no text",
+            "give a number above 0",
+            exit=Exit.USAGE,
+        )
     progress = progress or Silent()
     progress.stage("load")
     opened = sources.load(source)

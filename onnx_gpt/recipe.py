@@ -26,6 +26,9 @@ from onnx_gpt.parity.limits import gate_of
 from onnx_gpt.parity.text import require_some
 from onnx_gpt.report import Limits
 
+OWN_TEXT = "Python's own documentation: better give text of your own"
+HELD_OUT_TEXT = "held-out part of Python's own documentation"
+"""What is read where no text is given: to calibrate, prune or train on, and to evaluate on."""
 KV_CACHES = ("float", "int8")
 GPTQ_WINDOWS = 48
 """Windows of 512 tokens that codes are chosen on: several times as many tokens as a layer has inputs. More cost time
@@ -54,8 +57,8 @@ class Recipe:
             faster. The scheme's measured one by default. 512 and w8a8: down projections token by token, faster still.
         table_bits: Width of the embedding and head, 4 or 8, that of the layers by default. 8 with int4 loses a quarter
             less.
-        targets: Runtimes, separated by commas: ort, genai, …; several are written to one folder each. web:q8+q4 names
-            some of a target's models.
+        targets: Runtimes, separated by commas: ort, genai, web, mobile, model-package, openvino, optimum; several are
+            written to one folder each. web:q8+q4 names some of a target's models.
         context_length: Largest number of tokens the bundle can hold; the model's own by default.
         parity: Compare with the reference on text, or leave the report saying "not run".
         limits: The gate's thresholds; those of the scheme by default.
@@ -252,9 +255,7 @@ class Recipe:
     def _calibration(self) -> dict[str, Any]:
         if not self.calibrates:
             return {}
-        return {
-            "calibration": str(self.calibration or "Python's own documentation: better give text of your own")
-        }
+        return {"calibration": str(self.calibration or OWN_TEXT)}
 
     def _weights(self) -> dict[str, Any]:
         """How weights are kept: of the models that take the job's own settings, and of those that do not."""
@@ -269,7 +270,7 @@ class Recipe:
         given = self.limits.model_dump(exclude_none=True) if self.limits is not None else {}
         return {
             "parity": given or "the limits of the scheme and the model's size",
-            "text": str(self.text) if self.text else "held-out part of Python's own documentation",
+            "text": str(self.text or HELD_OUT_TEXT),
             "tokens": self.tokens,
         }
 

@@ -92,8 +92,8 @@ def predicted_of(file: Path | None) -> Predicted | None:
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # an integer of thousands of digits is a plain one
         raise OnnxGptError(
             "recipe-unreadable", f"{file} is no recipe: {error}", "give a .toml file, as bundles hold one"
         ) from error
@@ -171,8 +171,10 @@ def _plain(value: Any) -> Any:
 
 
 def _explain(problem: dict[str, Any]) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
+    name = ".".join(str(part) for part in problem["loc"]) or "it"
     if problem["type"] != "extra_forbidden":
         return f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-    near = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(Recipe)], 1)
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    known += [f"limits.{field}" for field in Limits.model_fields]
+    near = difflib.get_close_matches(name, known, 1)
     return f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")

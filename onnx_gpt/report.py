@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -15,17 +14,19 @@ import pydantic
 SCHEMA = "onnx-gpt/report/1"
 
 
-class _Frozen(pydantic.BaseModel):
+class Frozen(pydantic.BaseModel):
+    """Results as values, for programs as JSON."""
+
     model_config = pydantic.ConfigDict(frozen=True, protected_namespaces=(), populate_by_name=True)
 
 
-class SourceFacts(_Frozen):
+class SourceFacts(Frozen):
     uri: str
     family: str
     parameters: int
 
 
-class Stage(_Frozen):
+class Stage(Frozen):
     """One step of the job. ``peak_rss_bytes`` is the process's peak up to the end of the step."""
 
     name: str
@@ -34,7 +35,7 @@ class Stage(_Frozen):
     nodes: int | None = None
 
 
-class ProofFacts(_Frozen):
+class ProofFacts(Frozen):
     """What running both sides of a pass's rewrites said, each structure once.
 
     ``worst`` is the largest error against float64, as a multiple of that of the graph that was replaced; 0 where none
@@ -47,7 +48,7 @@ class ProofFacts(_Frozen):
     unproven: tuple[str, ...]
 
 
-class PassFacts(_Frozen):
+class PassFacts(Frozen):
     name: str
     kind: str
     fired: int
@@ -58,7 +59,7 @@ class PassFacts(_Frozen):
     proof: ProofFacts | None = None
 
 
-class GraphFacts(_Frozen):
+class GraphFacts(Frozen):
     """The graph as it lies in the file. ``inlined_nodes`` counts a function's nodes at each of its calls."""
 
     nodes: int
@@ -66,7 +67,7 @@ class GraphFacts(_Frozen):
     ops: dict[str, int]
 
 
-class Check(_Frozen):
+class Check(Frozen):
     """One case: what a single forward pass would not show.
 
     ``value`` is the largest difference of two ways to the same logits, in ``unit``: multiples of the reference's own
@@ -86,7 +87,7 @@ Largest = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
-class Limits(_Frozen):
+class Limits(Frozen):
     """Thresholds of the gate: what is None is the default for the scheme and the size of the model (docs/parity.md).
 
     The 99th percentile of the KL may be 10 times its mean's limit, the largest 100 times.
@@ -108,7 +109,7 @@ class Limits(_Frozen):
         return self.max_kl, self.min_top1, self.max_perplexity_ratio
 
 
-class Deviation(_Frozen):
+class Deviation(Frozen):
     """Difference of two sets of logits, each row less its mean: root mean square over the vocabulary.
 
     ``worst`` is that of the worst position, ``rms`` the root mean square over all positions.
@@ -118,7 +119,7 @@ class Deviation(_Frozen):
     rms: float
 
 
-class Noise(_Frozen):
+class Noise(Frozen):
     """How far the reference is from itself, computed in other ways: the scale of what float arithmetic may do.
 
     ``ways`` names them with what each gave; ``worst`` and ``rms`` are the largest of each, and no less than half a
@@ -131,7 +132,7 @@ class Noise(_Frozen):
     ways: dict[str, Deviation]
 
 
-class Parity(_Frozen):
+class Parity(Frozen):
     """Agreement of a candidate with its reference. Schema `onnx-gpt/parity/2` (docs/parity.md).
 
     KL is KL(reference ‖ candidate) in nats for each predicted token. ``top1`` counts a position as agreeing where the
@@ -172,7 +173,7 @@ class Parity(_Frozen):
         return {name: check.detail for name, check in self.checks.items() if check.verdict == "not run"}
 
 
-class ModelFacts(_Frozen):
+class ModelFacts(Frozen):
     """One of several models of a bundle: its own settings, how it was made, and what was proven of it."""
 
     recipe: dict[str, Any]
@@ -184,7 +185,7 @@ class ModelFacts(_Frozen):
     parity: Parity | Literal["not run"]
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """What `optimize` returns and writes to ``report.json``.
 
     Where a bundle holds several models, ``models`` has the facts of each by its path, and ``pipeline`` to ``parity`` up
@@ -243,7 +244,7 @@ class Stages:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far.
+    """Largest resident set of this process so far; 0 where the system does not tell.
 
     Linux's own high-water mark where there is one: getrusage's starts at the size of the process that forked this one.
     """
@@ -252,5 +253,9 @@ def peak_rss_bytes() -> int:
         for line in status.read_text("ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -12,14 +12,16 @@ import numpy as np
 
 from exporter.checkpoint import GraphSource
 from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.exporting import require_tokenizer_fits
 from onnx_gpt.parity.cases import cases
 from onnx_gpt.parity.gate import Facts, compare
 from onnx_gpt.parity.limits import BUDGETS, limits_of
 from onnx_gpt.parity.noise import measure
 from onnx_gpt.parity.prove import UNSTATED_WINDOW, WINDOW, stated
 from onnx_gpt.parity.recalled import Recalled
-from onnx_gpt.parity.sides import Side, as_candidate, as_reference, open_side, require_same_vocabulary
-from onnx_gpt.parity.structure import structure_checks
+from onnx_gpt.parity.sides import Side, as_candidate, open_side, require_same_vocabulary
+from onnx_gpt.parity.standard import reference_model
+from onnx_gpt.parity.structure import Standing, structure_checks
 from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens, even_window, require_some
 from onnx_gpt.parity.tokenizers import tokenizer_check
 from onnx_gpt.progress import Progress, Silent
@@ -114,7 +116,7 @@ def run_comparison(
     progress = progress or Silent()
     progress.stage("loading")
     with (
-        as_reference(plan.reference, threads, progress) as model,
+        reference_model(plan.reference.opened, progress, threads=threads) as model,
         tempfile.TemporaryDirectory(prefix="onnx-gpt-reference-") as folder,
         as_candidate(plan.candidate, threads, progress) as candidate,
     ):
@@ -122,22 +124,16 @@ def run_comparison(
         one = np.zeros((1, 1), np.int64)
         sizes = [int(model.logits(one).shape[-1]) for model in (candidate, reference)]
         require_same_vocabulary(sizes[0], sizes[1], (plan.candidate.uri, plan.reference.uri))
+        for side in (plan.candidate, plan.reference):
+            require_tokenizer_fits(side.tokenizer, sizes[0])
         windows = _windows(plan, sizes[1], text, tokens)
         extra = {"tokenizer": tokenizer_check(plan.candidate.tokenizer, plan.reference.tokenizer, text)}
         if isinstance(plan.candidate.opened, GraphSource):
             progress.stage("structure")
-            extra |= structure_checks(
-                plan.candidate.opened.path,
-                plan.scheme,
-                plan.reference.opened,
-                reference,
-                plan.facts,
-                windows.windows,
-                functools.partial(measure, reference, windows.windows),
-                CASE_BYTES,
-                skip,
-                progress,
-            )
+            noise = functools.partial(measure, reference, windows.windows)
+            against = Standing(reference, plan.facts, windows.windows, noise, CASE_BYTES, skip)
+            path, source = plan.candidate.opened.path, plan.reference.opened
+            extra |= structure_checks(path, plan.scheme, source, against, progress)
         progress.stage("parity")
         return compare(
             candidate,

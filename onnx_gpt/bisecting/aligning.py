@@ -53,6 +53,12 @@ def aligned(a: ir.Model, b: ir.Model) -> dict[str, tuple[ir.Value, ir.Value]]:
     return {name: (ours[name], value) for name, value in theirs.items() if name in ours}
 
 
+def layer_of(place: str) -> int | None:
+    """The layer in ``layers.3.heads``; None outside of layers."""
+    match = LAYER.match(place)
+    return int(match[1]) if match else None
+
+
 def _order(point: str) -> tuple[float, int]:
     """The embedding, layers by number, then what follows them."""
     parts = point.split(".")

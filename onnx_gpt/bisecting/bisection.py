@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tempfile
 from collections.abc import Sequence
@@ -17,22 +18,25 @@ from calibration.quantization.tensors import Coder
 from calibration.quantization.weight_only import Coders
 from calibration.transforms.rotation import rotated
 from exporter import sources
-from exporter.checkpoint import ModuleSource, Opened
-from exporter.errors import Exit, OnnxGptError, unsupported
+from exporter.checkpoint import Opened
+from exporter.errors import Exit, OnnxGptError
 from graph_passes import parse, run_pipeline
 from onnx_gpt.bisecting import codes, repro
-from onnx_gpt.bisecting.cases import length_for, stretch_for
+from onnx_gpt.bisecting.aligning import layer_of
+from onnx_gpt.bisecting.cases import length_for, require_graph, stretch_for
 from onnx_gpt.bisecting.judging import truth_of
 from onnx_gpt.bisecting.searching import Culprit, Judged, Search, Stage, search
 from onnx_gpt.bundle.staging import require_absent, staged
 from onnx_gpt.bundle.targets import chosen
+from onnx_gpt.certificate.source import source_digests
 from onnx_gpt.exporting import Exported, export, pipeline_of
 from onnx_gpt.optimizing.building import quantize as quantize_weights
-from onnx_gpt.optimizing.codes import choose_codes
+from onnx_gpt.optimizing.codes import KeptCodes, choose_codes
 from onnx_gpt.optimizing.static_int8 import quantize_statically
 from onnx_gpt.parity.text import evaluation_tokens
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
+from onnx_gpt.report import Frozen
 
 SCHEMA = "onnx-gpt/bisection/1"
 CODED = ("int8", "int4", "w8a8", "keep")
@@ -41,7 +45,7 @@ ROWS = 2
 """Rows of text that graphs are run on."""
 
 
-class StageFacts(pydantic.BaseModel):
+class StageFacts(Frozen):
     """One stage of a pipeline.
 
     Attributes:
@@ -54,8 +58,6 @@ class StageFacts(pydantic.BaseModel):
         why: what went wrong, where that is no number.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
-
     name: str
     verdict: str
     error: float | None = None
@@ -64,7 +66,7 @@ class StageFacts(pydantic.BaseModel):
     why: str = ""
 
 
-class PieceFacts(pydantic.BaseModel):
+class PieceFacts(Frozen):
     """The smallest piece that is wrong.
 
     Attributes:
@@ -81,8 +83,6 @@ class PieceFacts(pydantic.BaseModel):
         before, after: the piece on both sides, a node a line.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
-
     stage: str
     place: str
     layer: int | None
@@ -96,7 +96,7 @@ class PieceFacts(pydantic.BaseModel):
     after: tuple[str, ...]
 
 
-class Bisection(pydantic.BaseModel):
+class Bisection(Frozen):
     """What `bisect` found.
 
     Attributes:
@@ -110,8 +110,6 @@ class Bisection(pydantic.BaseModel):
         found: the piece; None where every stage is right, or no piece by itself is wrong.
         repro: folder that shows it; None where none was asked for.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True)
 
     schema_: str = pydantic.Field(default=SCHEMA, alias="schema", serialization_alias="schema")
     source: str
@@ -167,20 +165,8 @@ def bisect(
         parity=False,
         verify=False,
     )
-    opened = sources.load(source)
-    if recipe.quantize not in (*CODED, "none"):
-        raise OnnxGptError(
-            "scheme-invalid",
-            f"what {recipe.quantize} does to values is no rounding of single weights, which is what bisect judges",
-            f"use one of none, {', '.join(CODED)}",
-            exit=Exit.USAGE,
-        )
-    if isinstance(opened, ModuleSource):
-        raise unsupported(
-            "bisect-needs-graph",
-            "a module has no graph of its own to start from",
-            "export it to .onnx, or save it as a checkpoint of a known family",
-        )
+    _require_judged(recipe.quantize)
+    opened = require_graph(sources.load(source))
     with tempfile.TemporaryDirectory(prefix="onnx-gpt-bisect-") as folder:
         exported = export(opened, context_length, transform=rotated if recipe.is_static else None)
         pipeline = pipeline_of(exported, passes, chosen(target).models[0].pipeline)
@@ -202,11 +188,21 @@ def bisect(
     return result
 
 
+def _require_judged(quantize: str) -> None:
+    if quantize not in (*CODED, "none"):
+        raise OnnxGptError(
+            "scheme-invalid",
+            f"what {quantize} does to values is no rounding of single weights, which is what bisect judges",
+            f"use one of none, {', '.join(CODED)}",
+            exit=Exit.USAGE,
+        )
+
+
 def _rows(opened: Opened, exported: Exported, text: Path | None) -> np.ndarray:
     length = length_for(exported.model, exported.context_length)
     tokenizer = opened.files.get("tokenizer.json")
     tokens = evaluation_tokens(
-        tokenizer, exported.vocab_size, tokens=ROWS * (length - 1), window=length, path=text
+        tokenizer, exported.vocab_size, tokens=ROWS * (length - 1), window=length, path=text, fewer=True
     )
     return np.resize(tokens.windows, (ROWS, length))
 
@@ -222,10 +218,11 @@ def _stages(
 
     stages = [of(str(step)) for step in parse(pipeline)]
     coders: dict[str, Sequence[Coder | None]] = {}
+    kept = KeptCodes(folder / "codes", functools.partial(source_digests, opened))
     if recipe.is_static:
 
         def static(model: ir.Model) -> None:
-            _, found, _ = quantize_statically(opened, exported, recipe, (), folder / "codes", progress)
+            _, found, _ = quantize_statically(opened, exported, recipe, (), kept, progress)
             coders.update(found)
 
         stages.append(Stage("static", static, lossy=True))
@@ -234,7 +231,7 @@ def _stages(
         def code(model: ir.Model) -> None:
             chosen: Coders = coders
             if recipe.chooses_codes:
-                chosen, _ = choose_codes(opened, exported, recipe, folder / "codes", progress)
+                chosen, _ = choose_codes(opened, exported, recipe, kept, progress)
             quantize_weights(exported, recipe, chosen)
 
         stages.append(Stage("quantize", code, lossy=True))
@@ -275,12 +272,10 @@ def _stage_facts(stage: Judged) -> StageFacts:
 
 def _piece_facts(stage: Judged, culprit: Culprit) -> PieceFacts:
     piece, firing = culprit.wrong.piece, culprit.firing
-    parts = piece.place.split(".")
-    layer = int(parts[1]) if len(parts) > 1 and parts[0] == "layers" and parts[1].isdecimal() else None
     return PieceFacts(
         stage=stage.name,
         place=piece.place,
-        layer=layer,
+        layer=layer_of(piece.place),
         values=piece.names,
         why=culprit.wrong.why,
         case=culprit.case,

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
+from exporter.control import KEEP
+from exporter.errors import unsupported
 from graph_passes.control.caches import caches_of
-from graph_passes.control.interface import KEEP, Interface, interface_of
+from graph_passes.control.interface import Interface, interface_of
 from graph_passes.inference import facts
 from graph_passes.matching import attribute
 from onnx_gpt.exporting import interface_unknown, logits_of
@@ -129,6 +132,21 @@ def _windows(model: ir.Model) -> list[int]:
     named = (name.rpartition("_")[2] for name in model.graph.initializers if name.startswith("window_"))
     attributes = (attribute(node, "local_window_size", -1) for node in model.graph)
     return [*(window for window in attributes if window > 0), *map(int, named)]
+
+
+def require_graph(opened: Opened) -> Checkpoint | GraphSource:
+    """A source that has a graph of its own, or that we know one for.
+
+    Raises:
+        OnnxGptError: ``bisect-needs-graph`` (exit 3) for a module.
+    """
+    if isinstance(opened, ModuleSource):
+        raise unsupported(
+            "bisect-needs-graph",
+            "a module has no graph of its own to start from",
+            "export it to .onnx, or save it as a checkpoint of a known family",
+        )
+    return opened
 
 
 class Feeding:

@@ -14,7 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.quantization.sites import Site, site_of
-from graph_passes.proof.evaluate import Call, CannotEvaluate, Subgraph, evaluate
+from exporter.errors import first_line
+from graph_passes.proof.evaluate import CannotEvaluate, evaluate
+from graph_passes.proof.subgraph import Call, Subgraph
 from onnx_gpt.bisecting.locating import Piece
 from onnx_gpt.parity.values import TIMES, rounded
 
@@ -38,7 +40,7 @@ def judge(piece: Piece) -> str:
     try:
         found = _weight(piece.after, site)
     except CannotEvaluate as failure:
-        return f"it does not run: {str(failure).splitlines()[0]}"
+        return f"it does not run: {first_line(failure)}"
     bits, block = _grid(piece.after)
     wanted = rounded(weight, bits, min(block, weight.shape[1])) - weight
     error = found - weight

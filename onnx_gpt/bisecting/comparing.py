@@ -82,8 +82,8 @@ def distances(
     return [
         Distance(
             point,
-            relative(entering[point], truth[point]),
-            relative(ours[a], truth[point]),
+            rms_error(entering[point], truth[point]),
+            rms_error(ours[a], truth[point]),
             cosine(ours[a], truth[point]),
             costing.get(point),
         )
@@ -99,7 +99,7 @@ def _kind(point: str) -> str:
     return point.rpartition(".")[2]
 
 
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+def rms_error(found: np.ndarray, wanted: np.ndarray) -> float:
     """Root mean square of the difference, of the wanted values."""
     a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
     size = np.linalg.norm(b)
@@ -161,9 +161,8 @@ def _shifted(model: ir.Model, names: Sequence[str]) -> ir.Model:
         shift = ir.Value(name=f"shift.{name}", type=ir.TensorType(ir.DataType.FLOAT), const_value=zero)
         maker = value.producer()
         assert maker is not None
-        if (
-            value is not maker.outputs[0]
-        ):  # a sum inside a fused norm: what is added to one summand is in both outputs
+        if value is not maker.outputs[0]:
+            # A sum inside a fused norm: what is added to one summand is in both outputs.
             added = ir.node("Add", [maker.inputs[0], shift], outputs=[ir.Value(name=f"{name}.shifted")])
             copy.graph.insert_before(maker, added)
             maker.replace_input_with(0, added.outputs[0])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporter.errors import rejected
+from exporter.errors import first_line, rejected
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.prove import FACTOR, FLOOR
 from onnx_gpt.bisecting.cases import Case, Feeding, cases, expected, stretched
@@ -92,7 +92,7 @@ def truth_of(model: ir.Model, text: np.ndarray, stretch: int = 0) -> Truth:
     except CannotEvaluate as error:
         raise rejected(
             "model-run-failed",
-            f"onnxruntime cannot run the graph: {str(error).splitlines()[0]}",
+            f"onnxruntime cannot run the graph: {first_line(error)}",
             "export the model with a batch and a sequence length that are free",
         ) from error
     exact: Sequence[np.ndarray]
@@ -101,7 +101,7 @@ def truth_of(model: ir.Model, text: np.ndarray, stretch: int = 0) -> Truth:
         other = exact = logits("float64")
     except CannotEvaluate:
         arithmetic, exact, other = "moved", single, logits("moved")
-    noise = max(relative(a, b) for a, b in zip(single, other, strict=True))
+    noise = max(largest_error(a, b) for a, b in zip(single, other, strict=True))
     return Truth(
         text,
         dict(enumerate(exact[: len(text)])),
@@ -144,7 +144,7 @@ def _run_all(
         try:
             alone += run(model, [feed])
         except CannotEvaluate as error:
-            alone.append(str(error).splitlines()[0])
+            alone.append(first_line(error))
     return alone
 
 
@@ -153,13 +153,13 @@ def _worse(worst: Deviation, case: Case, call: int, logits: np.ndarray, truth: T
     for i, rows, wanted in expected(case, call, truth.logits, truth.far):
         if logits.ndim != 3 or logits[i, rows].shape != wanted.shape:
             return Deviation(case.name, float("inf"), call, f"logits are {list(logits.shape)}")
-        error = relative(logits[i, rows], wanted)
+        error = largest_error(logits[i, rows], wanted)
         if not error <= worst.error:
             worst = Deviation(case.name, error, call)
     return worst
 
 
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+def largest_error(found: np.ndarray, wanted: np.ndarray) -> float:
     """Largest absolute difference, of the largest wanted value; infinite where one is not finite."""
     difference = np.abs(found.astype(np.float64) - wanted).max(initial=0.0)
     if not np.isfinite(difference):

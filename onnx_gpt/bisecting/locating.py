@@ -14,11 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.emitter import ROLE
+from exporter.errors import first_line
 from graph_passes.matching import SMALL
-from graph_passes.proof.evaluate import Call, CannotEvaluate, Subgraph, upwards
+from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.keys import attribute_key
 from graph_passes.proof.prove import compare
 from graph_passes.proof.samples import Sample, Scenario
+from graph_passes.proof.subgraph import Call, Subgraph, upwards
 from graph_passes.proof.witness import Witness
 from onnx_gpt.bisecting.running import making
 
@@ -107,7 +109,7 @@ def judge(piece: Piece, values: Values, scenario: Scenario) -> str:
     try:
         return compare(witness, Sample(feeds, scenario), exact=False).wrong
     except CannotEvaluate as error:
-        return f"it does not run: {str(error).splitlines()[0]}"
+        return f"it does not run: {first_line(error)}"
 
 
 def place_of(node: ir.Node, sides: Sequence[Subgraph] = ()) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,31 +11,31 @@ import numpy as np
 import onnx_ir as ir
 import pydantic
 
-from exporter.checkpoint import GraphSource, ModuleSource, Opened
+from exporter.checkpoint import GraphSource, Opened
 from exporter.emitter import ROLE
-from exporter.errors import unsupported
 from graph_passes import run_pipeline
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.prove import FACTOR, FLOOR
-from onnx_gpt.bisecting.aligning import aligned
-from onnx_gpt.bisecting.cases import Case, Feeding, length_for, stretch_for
-from onnx_gpt.bisecting.comparing import distances
+from onnx_gpt.bisecting.aligning import aligned, layer_of
+from onnx_gpt.bisecting.cases import Case, Feeding, length_for, require_graph, stretch_for
+from onnx_gpt.bisecting.comparing import Distance, distances
 from onnx_gpt.bisecting.drawing import heat_map
-from onnx_gpt.bisecting.judging import EPSILON, Truth, deviations, relative, truth_of
+from onnx_gpt.bisecting.judging import EPSILON, Truth, deviations, largest_error, truth_of
 from onnx_gpt.bisecting.running import as_written, run
 from onnx_gpt.bundle.staging import require_absent, staged
-from onnx_gpt.exporting import canonical_pipeline, export
+from onnx_gpt.exporting import Exported, canonical_pipeline, export
 from onnx_gpt.parity.sides import Side, open_side
 from onnx_gpt.parity.structure import float_twin
 from onnx_gpt.parity.text import evaluation_tokens
 from onnx_gpt.progress import Progress, Silent
+from onnx_gpt.report import Frozen
 
 SCHEMA = "onnx-gpt/parting/1"
 TOKENS = 64
 """Of the prompt on which distances are measured."""
 
 
-class PointFacts(pydantic.BaseModel):
+class PointFacts(Frozen):
     """Where two models part first.
 
     Attributes:
@@ -46,8 +47,6 @@ class PointFacts(pydantic.BaseModel):
         case, call: in which.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
-
     point: str
     layer: int | None
     value: str
@@ -57,10 +56,8 @@ class PointFacts(pydantic.BaseModel):
     call: int
 
 
-class DistanceFacts(pydantic.BaseModel):
+class DistanceFacts(Frozen):
     """A row of the table; fields are those of `onnx_gpt.bisecting.comparing.Distance`, the point in two parts."""
-
-    model_config = pydantic.ConfigDict(frozen=True)
 
     layer: int | None
     point: str
@@ -70,7 +67,7 @@ class DistanceFacts(pydantic.BaseModel):
     kl: float | None
 
 
-class Parting(pydantic.BaseModel):
+class Parting(Frozen):
     """What `compare_layers` found.
 
     Attributes:
@@ -85,8 +82,6 @@ class Parting(pydantic.BaseModel):
         table: distances at every point on one prompt.
         folder: where files were written; None where none were asked for.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True)
 
     schema_: str = pydantic.Field(default=SCHEMA, alias="schema", serialization_alias="schema")
     candidate: str
@@ -132,19 +127,21 @@ def compare_layers(
     progress = progress or Silent()
     progress.stage("load")
     sides = [open_side(uri) for uri in (candidate, against)]
-    ours, theirs = (runnable(side.opened) for side in sides)
+    ours, exported = runnable(sides[0].opened).model, runnable(sides[1].opened)
+    theirs = exported.model
     twin = _twin_of(sides[0], sides[1])
     exact = ours if twin is None else twin
     points = aligned(exact, theirs)  # refused before anything is run
     contexts = [side.facts.context for side in sides if side.facts.context is not None]
     context = min(contexts, default=None)
     tokenizer = sides[1].tokenizer or sides[0].tokenizer
-    vocab = _vocabulary(theirs)
     length = length_for(theirs, context)
     prompt = min(max(tokens, 2), context or tokens)
 
     def rows(count: int, size: int) -> np.ndarray:
-        wanted = evaluation_tokens(tokenizer, vocab, tokens=count * (size - 1), window=size, path=text)
+        wanted = evaluation_tokens(
+            tokenizer, exported.vocab_size, tokens=count * (size - 1), window=size, path=text, fewer=True
+        )
         return np.resize(wanted.windows, (count, size))
 
     progress.stage("run")
@@ -168,17 +165,7 @@ def compare_layers(
         first=first,
         twin=twin is not None,
         lossy=twin is None and any(side.scheme != "none" for side in sides),
-        table=tuple(
-            DistanceFacts(
-                layer=layer_of(d.point),
-                point=d.point.rpartition(".")[2],
-                enters=d.enters,
-                grown=d.grown,
-                cosine=d.cosine,
-                kl=d.kl,
-            )
-            for d in measured
-        ),
+        table=tuple(map(_facts_of, measured)),
     )
     if out is not None:
         result = result.model_copy(update={"folder": str(out)})
@@ -187,25 +174,19 @@ def compare_layers(
     return result
 
 
-def runnable(opened: Opened) -> ir.Model:
+def runnable(opened: Opened) -> Exported:
     """The graph of a side, its nodes with roles: a checkpoint's canonical one, a bundle's as it is, a foreign one made
     canonical.
 
     Raises:
         OnnxGptError: ``bisect-needs-graph`` (exit 3) for a module.
     """
-    if isinstance(opened, ModuleSource):
-        raise unsupported(
-            "bisect-needs-graph",
-            "a module has no graph of its own to start from",
-            "export it to .onnx, or save it as a checkpoint of a known family",
-        )
-    exported = export(opened)
+    exported = export(require_graph(opened))
     model = exported.model
     if isinstance(opened, GraphSource) and not any(ROLE in node.metadata_props for node in model.graph):
         run_pipeline(model, canonical_pipeline(exported.context_length), verify=False)
     as_written(model)
-    return model
+    return exported
 
 
 def _twin_of(candidate: Side, reference: Side) -> ir.Model | None:
@@ -218,17 +199,10 @@ def _twin_of(candidate: Side, reference: Side) -> ir.Model | None:
     return twin
 
 
-def layer_of(point: str) -> int | None:
-    """The layer in ``layers.3.heads``."""
-    parts = point.split(".")
-    return int(parts[1]) if parts[0] == "layers" and len(parts) > 2 else None
-
-
-def _vocabulary(model: ir.Model) -> int:
-    logits = next(value for value in model.graph.outputs if value.name == "logits")
-    size = logits.shape[-1] if logits.shape is not None else None
-    assert isinstance(size, int)
-    return size
+def _facts_of(distance: Distance) -> DistanceFacts:
+    plain = dataclasses.asdict(distance)
+    point = plain.pop("point")
+    return DistanceFacts(layer=layer_of(point), point=point.rpartition(".")[2], **plain)
 
 
 def _first(
@@ -260,17 +234,18 @@ def _first(
                 mine, right, moved = (
                     _real(array.reshape(wanted[b].shape), real) for array in (found[a], wanted[b], near[b])
                 )
-                error = relative(mine, right)
-                tolerance = FACTOR * relative(moved, right) + FLOOR * EPSILON
+                error = largest_error(mine, right)
+                tolerance = FACTOR * largest_error(moved, right) + FLOOR * EPSILON
             if not error <= tolerance:
-                where = {
-                    "point": point,
-                    "layer": layer_of(point),
-                    "value": a,
-                    "case": case.name,
-                    "call": call,
-                }
-                return PointFacts(**where, error=min(error, 1e30), tolerance=tolerance)  # type: ignore[arg-type]
+                return PointFacts(
+                    point=point,
+                    layer=layer_of(point),
+                    value=a,
+                    error=min(error, 1e30),  # infinity is no JSON
+                    tolerance=tolerance,
+                    case=case.name,
+                    call=call,
+                )
         past = wanted
     return None
 

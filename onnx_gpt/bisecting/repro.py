@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.proof.evaluate import Call, Subgraph
 from graph_passes.proof.keys import FLOATS
+from graph_passes.proof.subgraph import Call, Subgraph
 from onnx_gpt.bisecting.locating import Wrong
 
 INSIDE = 1 << 28

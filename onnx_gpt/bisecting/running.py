@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.proof.evaluate import Call, Subgraph, evaluate, evaluate_float64
+from graph_passes.proof.evaluate import evaluate, evaluate_float64
 from graph_passes.proof.keys import FLOATS
+from graph_passes.proof.subgraph import Call, Subgraph
 
 Arithmetic = Literal["float32", "float64", "moved"]
 """``moved`` is float32 with every weight one unit in the last place off: how far values go shows what noise is."""

@@ -13,7 +13,7 @@ from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.samples import Scenario
 from onnx_gpt.bisecting import codes
 from onnx_gpt.bisecting.cases import Case, Feeding
-from onnx_gpt.bisecting.judging import Deviation, Truth, deviations, relative
+from onnx_gpt.bisecting.judging import Deviation, Truth, deviations, largest_error
 from onnx_gpt.bisecting.locating import Piece, Wrong, judge, pieces
 from onnx_gpt.bisecting.running import as_written, run
 
@@ -236,7 +236,7 @@ def _explain(wrong: Sequence[Wrong], after: ir.Model, feeds: dict[str, np.ndarra
 
 
 def _close(found: np.ndarray, wanted: np.ndarray, near: float) -> bool:
-    return found.shape == wanted.shape and relative(found, wanted) <= near
+    return found.shape == wanted.shape and largest_error(found, wanted) <= near
 
 
 def _firing_of(piece: Piece, stage: Judged) -> Firing | None:

@@ -42,16 +42,22 @@ def decoder_facts(model: ir.Model, vocab_size: int, stated: int | None) -> Decod
         stated: the context length that the source or the user states, if any.
     """
     caches = [value for value in model.graph.inputs if KEYS.fullmatch(str(value.name))]
-    attentions = [node for node in model.graph if HEADS.get(node.op_type, "") in node.attributes]
-    if not caches or not attentions or caches[0].shape is None:
+    heads = heads_of(model.graph)
+    if not caches or not heads or caches[0].shape is None:
         return None
     _, kv_heads, _, head_dim = caches[0].shape
-    heads = attentions[0].attributes[HEADS[attentions[0].op_type]].as_int()
     hidden_size = _hidden_size(model.graph)
     if not isinstance(kv_heads, int) or not isinstance(head_dim, int) or hidden_size is None:
         return None
     context = stated or min(_table_rows(model.graph), default=None)
-    return DecoderFacts(len(caches), heads, kv_heads, head_dim, hidden_size, vocab_size, context)
+    return DecoderFacts(len(caches), heads[0], kv_heads, head_dim, hidden_size, vocab_size, context)
+
+
+def heads_of(graph: ir.Graph) -> list[int]:
+    """Query heads of each attention that states them."""
+    attentions = [node for node in graph if HEADS.get(node.op_type, "") in node.attributes]
+    stated = [node.attributes[HEADS[node.op_type]].value for node in attentions]
+    return [heads for heads in stated if isinstance(heads, int)]  # anybody may have written the file
 
 
 def _table_rows(graph: ir.Graph) -> Iterator[int]:

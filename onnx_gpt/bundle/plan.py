@@ -55,6 +55,15 @@ def plan(recipe: Recipe) -> Plan:
     if not recipe.targets:
         raise OnnxGptError("target-unknown", "no target is named", "use --target ort", exit=Exit.USAGE)
     targets = tuple(chosen(name) for name in dict.fromkeys(recipe.targets))
+    names = [target.name for target in targets]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise OnnxGptError(
+            "target-unknown",
+            f"{twice} is named twice, and would be written into one folder",
+            f"name its models together, as in --target {twice}:ONE+OTHER",
+            exit=Exit.USAGE,
+        )
     builds: list[Build] = []
     uses = tuple(tuple(_use(builds, target, model, recipe) for model in target.models) for target in targets)
     return Plan(targets, tuple(builds), uses)

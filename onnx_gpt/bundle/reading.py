@@ -14,8 +14,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from exporter.errors import OnnxGptError, rejected
+from onnx_gpt.bundle.token_ids import are_ids, ids_of, stated
 from onnx_gpt.generation.chat import ChatTemplate, chat_template, template_of
 
+EOS = "eos_token_id"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "context_length")
 
 
@@ -48,16 +50,23 @@ def read_bundle(folder: Path) -> BundleFolder:
             ``chat-template-invalid``.
     """
     if not folder.is_dir():
-        raise rejected("bundle-missing", f"there is no folder {folder}", "build one with `onnx-gpt optimize`")
+        remedy = (
+            f"give its folder: {folder.parent}" if folder.is_file() else "build one with `onnx-gpt optimize`"
+        )
+        raise rejected("bundle-missing", f"{folder} is no folder", remedy)
     genai = _table(_json(folder, "genai_config.json"), "model")
     decoder = _table(genai, "decoder")
     config = {**genai, **_json(folder, "config.json")}
-    model = folder / str(decoder.get("filename", "model.onnx"))
+    name = Path(str(decoder.get("filename", "model.onnx")))
+    model = folder / name
+    if name.is_absolute() or ".." in name.parts:
+        raise _invalid(Path("genai_config.json"), f"its model is {str(name)!r}, outside the folder")
     if not model.is_file():
+        below = sorted(str(path.parent) for path in folder.glob(f"*/{model.name}"))
         raise rejected(
             "bundle-incomplete",
             f"{folder} has no {model.name}",
-            "build the bundle again with `onnx-gpt optimize`",
+            f"name one of {', '.join(below)}" if below else "build one with `onnx-gpt optimize --target ort`",
         )
     template = folder / "chat_template.jinja"
     tokens = _json(folder, "tokenizer_config.json")
@@ -78,10 +87,11 @@ def require_readable(config: Mapping[str, Any], files: Mapping[str, bytes]) -> N
         OnnxGptError: ``config-invalid`` for end tokens that are none; ``chat-template-invalid``.
     """
     template_of(files)
-    if _ids(_stated_eos(json.loads(files.get("generation_config.json", b"{}")), config)) is None:
+    generation = json.loads(files.get("generation_config.json", b"{}"))
+    if not all(are_ids(document.get(EOS)) for document in (generation, config)):
         raise rejected(
             "config-invalid",
-            "eos_token_id is no token and no list of tokens",
+            f"{EOS} is no token and no list of tokens",
             "write the id of the end token",
         )
 
@@ -99,7 +109,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(path, f"not JSON: {error}") from error
     if not isinstance(value, dict):
         raise _invalid(path, "not a JSON object")
@@ -115,7 +125,7 @@ def _table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _integer(config: Mapping[str, Any], key: str) -> int:
     value = config[key]
-    if not isinstance(value, int) or value <= 0:
+    if type(value) is not int or value <= 0:
         raise _invalid(Path("config.json"), f"{key} is {value!r}")
     return value
 
@@ -131,22 +141,10 @@ def _head_dim(config: Mapping[str, Any], decoder: Mapping[str, Any]) -> int | No
 
 
 def _eos(generation: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
-    stated = _stated_eos(generation, config)
-    ids = _ids(stated)
-    if ids is None:
-        raise _invalid(Path("generation_config.json"), f"eos_token_id is {stated!r}")
-    return ids
-
-
-def _stated_eos(generation: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """generation_config.json goes before config.json."""
-    return generation.get("eos_token_id", config.get("eos_token_id"))
-
-
-def _ids(value: Any) -> frozenset[int] | None:
-    """One id, several or none; None for what is no id."""
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    return frozenset(ids) if all(type(i) is int for i in ids) else None
+    value = stated(EOS, generation, config)
+    if not are_ids(value):
+        raise _invalid(Path("generation_config.json"), f"{EOS} is {value!r}")
+    return frozenset(ids_of(value))
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:

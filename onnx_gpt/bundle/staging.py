@@ -24,6 +24,18 @@ def require_absent(out: Path) -> None:
         )
 
 
+def write_file(out: Path, text: str) -> None:
+    """Write a small file of results, and make the folder for it.
+
+    Raises:
+        OnnxGptError: ``disk-full`` (exit 7), ``output-unwritable`` (exit 8).
+    """
+    folder = out.absolute().parent
+    with _explained(out, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, "utf-8", newline="\n")
+
+
 def require_space(out: Path, nbytes: int) -> None:
     """Raise ``disk-full`` (exit 7) before anything is written that cannot fit."""
     free = shutil.disk_usage(_existing_parent(out)).free
@@ -92,21 +104,10 @@ def unfinished(out: Path) -> Iterator[Path]:
         OnnxGptError: ``output-busy`` (exit 10) where another process is in such a block.
     """
     folder = out.absolute().parent / f".{out.name}.unfinished"
-    with _explained(out, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise OnnxGptError(
-                "output-busy",
-                f"another run is making {out}",
-                "wait for it, or choose another -o",
-                exit=Exit.EXISTS,
-            ) from None
+    with _explained(out, folder), only_run(out, folder):
         try:
             yield folder
-        except KeyboardInterrupt as stopped:
+        except (KeyboardInterrupt, SystemExit) as stopped:
             stopped.add_note(f"the same command goes on from what is kept in {folder}")
             raise
         except Exception:
@@ -114,8 +115,30 @@ def unfinished(out: Path) -> Iterator[Path]:
             raise
         else:
             shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            lock.release()
+
+
+@contextmanager
+def only_run(out: Path, folder: Path) -> Iterator[None]:
+    """A folder of what ``out`` is made from, made and held for this process alone.
+
+    Raises:
+        OnnxGptError: ``output-busy`` (exit 10) where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OnnxGptError(
+            "output-busy",
+            f"another run is making {out}",
+            "wait for it, or choose another -o",
+            exit=Exit.EXISTS,
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ WRITERS = 2
 PIECE = 4 << 20
 """Bytes that are copied at once."""
 ALIGNMENT = 4096
+"""Bytes at whose multiples tensors of that size or more begin, so that a runtime can map them."""
 INSIDE = 256
 """Bytes of a tensor that lies in ``model.onnx`` itself, at most."""
 
@@ -92,7 +93,8 @@ def place(written: Path, wanted: ModelFile, bundle: Path, *, move: bool) -> int:
         _transfer(source, path.parent / wanted.data_name(0), move)
         return 1
     for i, (start, stop) in enumerate(chunks):
-        _copy_range(source, path.parent / wanted.data_name(i), start, stop)
+        with (path.parent / wanted.data_name(i)).open("wb") as out:
+            out.writelines(pieces(source, start, stop - start))
     return len(chunks)
 
 
@@ -132,13 +134,7 @@ def _rename_data(model: Path, path: Path, wanted: ModelFile, chunks: list[tuple[
     proto = onnx.load(str(model), load_external_data=False)
     for tensor, start, stop in _external(proto):
         i = next(i for i, (first, last) in enumerate(chunks) if first <= start and stop <= last)
-        del tensor.external_data[:]
-        for key, value in (
-            ("location", wanted.data_name(i)),
-            ("offset", str(start - chunks[i][0])),
-            ("length", str(stop - start)),
-        ):
-            tensor.external_data.add(key=key, value=value)
+        point(tensor, wanted.data_name(i), start - chunks[i][0], stop - start)
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -149,10 +145,24 @@ def _transfer(source: Path, to: Path, move: bool) -> None:
         shutil.copyfile(source, to)
 
 
-def _copy_range(source: Path, to: Path, start: int, stop: int) -> None:
-    with source.open("rb") as reading, to.open("wb") as writing:
-        reading.seek(start)
-        while start < stop:
-            piece = reading.read(min(PIECE, stop - start))
-            writing.write(piece)
-            start += len(piece)
+def point(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Say in a message where a tensor lies: ``length`` bytes of a file beside the model, from ``offset`` on."""
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def pieces(path: Path, start: int, nbytes: int) -> Iterator[bytes]:
+    """So many bytes of a file, a piece at a time.
+
+    Raises:
+        OSError: where the file ends before.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        while nbytes:
+            piece = file.read(min(PIECE, nbytes))
+            if not piece:
+                raise OSError(f"{path} became shorter while it was read")
+            nbytes -= len(piece)
+            yield piece

@@ -9,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from exporter.errors import OnnxGptError
+from exporter.errors import OnnxGptError, first_line
 from exporter.sources._files import JSON_LIMIT, parse_json_object
-from onnx_gpt.bundle.decoder_facts import HEADS
 from onnx_gpt.bundle.decoder_facts import KEYS as CACHES
+from onnx_gpt.bundle.decoder_facts import heads_of
 from onnx_gpt.certificate.violations import Violation, violation
 
 CONFIG, GENAI, GENERATION, TOKENIZER = (
@@ -22,8 +22,8 @@ CONFIG, GENAI, GENERATION, TOKENIZER = (
     "tokenizer.json",
 )
 KEYS = {
-    "layers": ("num_hidden_layers", "n_layer"),
-    "heads": ("num_attention_heads", "n_head"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "heads": ("num_attention_heads", "n_head", "num_heads"),
     "kv_heads": ("num_key_value_heads",),
     "head_dim": ("head_dim", "head_size"),
     "vocab_size": ("vocab_size",),
@@ -44,7 +44,7 @@ def config_violations(folder: Path, graph: str, model: ir.Model) -> Iterator[Vio
         try:
             tables = list(_tables(folder / name))
         except (OnnxGptError, OSError) as error:
-            yield violation("config", name, str(error).splitlines()[0])
+            yield violation("config", name, first_line(error))
             continue
         for table in tables:
             yield from (violation("config", name, f"{what} ({graph})") for what in _wrong(table, sizes))
@@ -54,15 +54,11 @@ def config_violations(folder: Path, graph: str, model: ir.Model) -> Iterator[Vio
 def _attention_sizes(model: ir.Model) -> dict[str, int]:
     """What caches and attentions tell; nothing of a graph without a cache."""
     caches = [value for value in model.graph.inputs if CACHES.fullmatch(str(value.name))]
-    heads = [
-        node.attributes[HEADS[node.op_type]]
-        for node in model.graph
-        if HEADS.get(node.op_type, "") in node.attributes
-    ]
+    heads = heads_of(model.graph)
     shape = caches[0].shape if caches else None
     if shape is None or len(shape) != 4 or not heads:
         return {}
-    sizes = {"layers": len(caches), "heads": heads[0].as_int(), "kv_heads": shape[1], "head_dim": shape[3]}
+    sizes = {"layers": len(caches), "heads": heads[0], "kv_heads": shape[1], "head_dim": shape[3]}
     return {name: size for name, size in sizes.items() if isinstance(size, int)}
 
 
@@ -100,7 +96,7 @@ def _tokenizer(folder: Path, vocab: int, graph: str) -> Iterator[Violation]:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a malformed file
-        yield violation("config", TOKENIZER, f"it is no tokenizer: {str(error).splitlines()[0]:.200}")
+        yield violation("config", TOKENIZER, f"it is no tokenizer: {first_line(error):.200}")
         return
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vocab:

@@ -11,9 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CHECKSUMS = "SHA256SUMS"
-PIECE = 1 << 20
-"""Bytes that are read at once."""
-
 READERS = 2
 """Threads that read and hash; hashing leaves the interpreter's lock."""
 
@@ -30,10 +27,7 @@ def sha256_of(path: Path) -> str:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path.name} is not a regular file")
-        hasher = hashlib.sha256()
-        while piece := file.read(PIECE):
-            hasher.update(piece)
-    return hasher.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from onnx_gpt.certificate.graph_digest import graph_digest
 from onnx_gpt.certificate.probes import LARGEST_UNASKED, Asked, asked_of, probe, probes_of
 from onnx_gpt.certificate.schema import (
     CERTIFICATE,
+    SCHEMA,
     Certificate,
     FileFacts,
     GraphFacts,
@@ -111,7 +112,7 @@ def certify(
     names = [name for name in names_below(folder) if name.endswith(".onnx")]
     graphs = {name: graph_facts_of(read_file(folder / name)) for name in names}
     document = Certificate(
-        schema="onnx-gpt/certificate/1",
+        schema=SCHEMA,
         target=target,
         versions=_versions(),
         source=source,
@@ -137,7 +138,7 @@ def certify(
     digest = hashlib.sha256(data).hexdigest()
     sums = {name: facts.sha256 for name, facts in files.result().items()}
     sums |= {CERTIFICATE: digest, REPORT: sha256_of(folder / REPORT)}
-    (folder / CHECKSUMS).write_text(checksums_text(sums), "utf-8")
+    (folder / CHECKSUMS).write_text(checksums_text(sums), "utf-8", newline="\n")
     return digest
 
 
@@ -190,10 +191,11 @@ def _probes(
 
 
 def _bytes_of(folder: Path, model: Model) -> int:
-    """A model with its weights, which lie beside it under names that begin with its own."""
+    """A model with its weights, which lie beside it under names that begin with its ``.onnx`` file's."""
     assert model.opened is not None
     path = folder / model.opened
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}*") if file.is_file())
+    files = {path, *path.parent.glob(f"{path.stem}.onnx*")}
+    return sum(file.stat().st_size for file in files)
 
 
 def _parity(model: Model) -> Any:

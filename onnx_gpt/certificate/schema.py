@@ -18,7 +18,7 @@ from exporter.errors import OnnxGptError, rejected
 from exporter.sources._files import parse_json_object
 from onnx_gpt.certificate import canonical
 
-SCHEMA = "onnx-gpt/certificate/1"
+SCHEMA: Literal["onnx-gpt/certificate/1"] = "onnx-gpt/certificate/1"
 CERTIFICATE = "certificate.json"
 LIMIT = 64 << 20
 """Bytes of a certificate that are read. A tensor takes 150, so that this is one of 400 000 tensors."""
@@ -84,7 +84,7 @@ class GraphFacts(Frozen):
 
 
 class TraceFacts(Frozen):
-    """How the weights were traced to the source: roles by what was found (`onnx_gpt.certificate.trace`)."""
+    """How the weights were traced to the source: roles by what was found (`onnx_gpt.certificate.tracing`)."""
 
     exact: int
     rounded: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import onnx_ir as ir
 from exporter.checkpoint import Checkpoint, GraphSource, Opened
 from exporter.onnx_format.reader import read_file
 from exporter.weights import Array, Weight
+from onnx_gpt.certificate.background import begin
 from onnx_gpt.certificate.canonical import digest
-from onnx_gpt.certificate.files import PIECE, READERS
+from onnx_gpt.certificate.files import READERS
 
 
 def source_digests(opened: Opened, module: Any = None) -> dict[str, str]:
@@ -38,9 +39,7 @@ def source_digests(opened: Opened, module: Any = None) -> dict[str, str]:
         if arrays:
             found["[tensors]"] = _of_arrays(arrays)
     elif isinstance(opened, GraphSource):
-        tensors = [value.const_value for value in read_file(opened.path).graph.initializers.values()]
-        paths = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-        paths.add(opened.path)
+        paths = model_files(opened.path, read_file(opened.path))
         found["[config]"] = digest(_plain(opened.config))
     elif module is not None:
         state = module.state_dict()
@@ -54,13 +53,26 @@ def source_digests(opened: Opened, module: Any = None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+Digests = Callable[[Any], dict[str, str]]
+"""Gives a source's digests (`source_digests`), of its module's weights too where it is given that."""
+
+
+def digesting(opened: Opened) -> Digests:
+    """Digest a source beside whatever else goes on, once for all who ask; a module's weights on demand."""
+    found = begin(lambda: source_digests(opened))
+    return lambda module: found.result() if module is None else source_digests(opened, module)
+
+
+def model_files(path: Path, model: ir.Model) -> set[Path]:
+    """A graph's file, and those that hold its weights."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return {path, *(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))}
+
+
 def _sha256(path: Path) -> str:
     """A file's digest; a source may be a link, as in the Hub's cache."""
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            hasher.update(piece)
-    return hasher.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _leaves(weight: Weight) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from exporter.errors import first_line
 from exporter.onnx_format.reader import read_file
 from onnx_gpt.certificate.configuration import config_violations
 from onnx_gpt.certificate.contract import contract_breaches
@@ -26,8 +27,7 @@ def violations(folder: Path, certificate: Certificate) -> Iterator[Violation]:
             model = read_file(path)
             now = graph_facts_of(model)
         except Exception as error:  # whatever a file that anybody may have made brings our reader to
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            yield violation("graph-unreadable", name, first)
+            yield violation("graph-unreadable", name, first_line(error))
             continue
         yield from _graph(name, now, facts)
         yield from (violation("contract", name, breach) for breach in contract_breaches(model))

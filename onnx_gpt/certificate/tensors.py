@@ -11,7 +11,10 @@ import onnx_ir as ir
 
 from exporter.errors import rejected
 from onnx_gpt.certificate import merkle
-from onnx_gpt.certificate.files import PIECE, READERS
+from onnx_gpt.certificate.files import READERS
+
+PIECE = 1 << 20
+"""Bytes that are read at once."""
 
 
 def tensor_digests(graph: ir.Graph) -> dict[str, str]:

@@ -5,28 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-import pydantic
-
 from exporter.errors import Exit, OnnxGptError, rejected
 from onnx_gpt.certificate import integrity, structure
-from onnx_gpt.certificate.parity_level import run_probes
+from onnx_gpt.certificate.parity_level import Measured, run_probes
 from onnx_gpt.certificate.schema import CERTIFICATE, Probes
 from onnx_gpt.certificate.violations import Violation, violation
+from onnx_gpt.report import Frozen
 
 Level = Literal["integrity", "structure", "parity"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 
-class Reached(pydantic.BaseModel):
-    """Mean KL divergences on the probes, nats a position."""
-
-    model_config = pydantic.ConfigDict(frozen=True)
-
-    reference: float
-    drift: float
-
-
-class Verification(pydantic.BaseModel):
+class Verification(Frozen):
     """What `verify` found.
 
     Attributes:
@@ -39,8 +29,6 @@ class Verification(pydantic.BaseModel):
         not_run: what was not proven when the bundle was made, in the certificate's own words.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
-
     bundle: str
     level: Level
     run: tuple[Level, ...]
@@ -49,7 +37,7 @@ class Verification(pydantic.BaseModel):
     source: str
     reference: str
     violations: tuple[Violation, ...]
-    probes: dict[str, dict[str, Reached]]
+    probes: Measured
     not_run: tuple[str, ...]
     verdict: Literal["pass", "fail"]
 
@@ -85,7 +73,7 @@ def verify(
         cause = f"its SHA-256 is {digest or 'that of nothing'}, {certificate_digest!r:.80} was asked for"
         found.append(violation("certificate-digest", CERTIFICATE, cause))
     run: list[Level] = ["integrity"]
-    probes: dict[str, dict[str, Reached]] = {}
+    probes: Measured = {}
     if certificate is not None:
         found += integrity.violations(folder, certificate, digest)
         if level != "integrity":
@@ -93,12 +81,8 @@ def verify(
             found += structure.violations(folder, certificate)
         if level == "parity" and not found:
             run.append("parity")
-            measured, beyond = run_probes(folder, certificate)
+            probes, beyond = run_probes(folder, certificate)
             found += beyond
-            probes = {
-                name: {way: Reached(reference=kl.reference, drift=kl.drift) for way, kl in ways.items()}
-                for name, ways in measured.items()
-            }
     known = certificate.probes if certificate is not None else None
     return Verification(
         bundle=str(bundle),

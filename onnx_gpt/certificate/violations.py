@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pydantic
+from onnx_gpt.report import Frozen
 
 CODES = {
     "certificate-missing": "there is no certificate.json",
@@ -39,7 +39,7 @@ CODES = {
 """Every code, and what it means."""
 
 
-class Violation(pydantic.BaseModel):
+class Violation(Frozen):
     """One thing that is wrong.
 
     Attributes:
@@ -47,8 +47,6 @@ class Violation(pydantic.BaseModel):
         subject: file, tensor, field or model.
         cause: what is there and what was certified.
     """
-
-    model_config = pydantic.ConfigDict(frozen=True)
 
     code: str
     subject: str

@@ -1,9 +1,10 @@
-"""The flags of a job: the settings of `Recipe` that are given, in its words. One declaration serves all commands."""
+"""Flags out of settings: a job's are declared once, in its recipe, and taken over with their types and their help."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import docstring_parser
@@ -13,35 +14,38 @@ from onnx_gpt.recipe import Recipe
 from onnx_gpt.recipe_file import types
 from onnx_gpt.report import Limits
 
+NONE: dict[str, Any] = {}
+"""No setting is given."""
 LIMITS = {
-    "max_kl": "Gate: largest mean KL divergence, nats a token.",
+    "max_kl": "Gate: largest mean KL divergence, nats a token; that of the scheme and the model's size by default.",
     "min_top1": "Gate: smallest share of tokens with the same top choice, 0 to 1.",
     "max_perplexity_ratio": "Gate: largest perplexity, as a multiple of the reference's.",
 }
+assert LIMITS.keys() == Limits.model_fields.keys()
 
 
-def _flags() -> Any:
-    """A TypedDict without the settings that are not given, for cyclopts to flatten."""
+def flags_of(recipe: type, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Some settings of a recipe, each with its type and its help.
+
+    Args:
+        recipe: a dataclass, whose docstring has the help.
+        kinds: types by name.
+    """
     told = {
         p.arg_name: " ".join((p.description or "").split())
-        for p in docstring_parser.parse(Recipe.__doc__ or "").params
+        for p in docstring_parser.parse(recipe.__doc__ or "").params
     }
-    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
-    fields = {
+    defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
+    return {
         name: Annotated[_given(kind), Parameter(help=_help(told[name], defaults[name]))]
-        for name, kind in types().items()
+        for name, kind in kinds.items()
     }
-    fields["target"] = Annotated[str, Parameter(help=_help(told["targets"], "ort"))]
-    del fields["targets"]
-    limits: dict[str, Any] = {name: Annotated[float, Parameter(help=text)] for name, text in LIMITS.items()}
-    fields["limits"] = Annotated[_typed_dict("Thresholds", limits), Parameter(name="*")]
-    return _typed_dict("Flags", fields)
 
 
-def _typed_dict(name: str, fields: dict[str, Any]) -> Any:
-    assert name == "Flags" or fields.keys() == Limits.model_fields.keys()
+def flattened(name: str, fields: Mapping[str, Any]) -> Any:
+    """What cyclopts makes flags of, and fills with those that are given."""
     made: Any = TypedDict(name, fields, total=False)  # type: ignore[misc]  # its keys are made
-    return made
+    return Annotated[made, Parameter(name="*")]
 
 
 def _given(kind: Any) -> Any:
@@ -54,12 +58,22 @@ def _given(kind: Any) -> Any:
 
 
 def _help(text: str, default: Any) -> str:
-    return text if default in (None, "") else f"{text} [default: {default}]"
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    return text if shown in (None, "") else f"{text} [default: {shown}]"
+
+
+def _settings() -> Any:
+    """Those of `Recipe`; its targets are --target, its limits flags of their own."""
+    fields = flags_of(Recipe, types())
+    _, help = typing.get_args(fields.pop("targets"))
+    return flattened("Settings", {**fields, "target": Annotated[str, help], "limits": Thresholds})
 
 
 if TYPE_CHECKING:
-    Flags = dict[str, Any]
+    Thresholds = dict[str, float]
+    Settings = dict[str, Any]
 else:
-    Flags = _flags()
-
-Settings = Annotated[Flags, Parameter(name="*")]
+    Thresholds = flattened(
+        "Thresholds", {name: Annotated[float, Parameter(help=text)] for name, text in LIMITS.items()}
+    )
+    Settings = _settings()

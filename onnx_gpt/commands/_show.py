@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -18,7 +19,10 @@ from onnx_gpt.parity.limits import MAX_FACTOR, P99_FACTOR
 from onnx_gpt.parity.noise import FACTOR, WORST_FACTOR
 from onnx_gpt.report import Check, Parity, Report
 
-stderr = Console(stderr=True, highlight=False)
+plain_console = functools.partial(Console, highlight=False, markup=False, emoji=False)
+"""A console that prints names of files as they are: [red] and :tada: mean nothing in them."""
+
+stderr = plain_console(stderr=True)
 
 
 def print_json(value: Any) -> None:
@@ -30,7 +34,7 @@ def echo(title: str, settings: Mapping[str, Any]) -> None:
     stderr.print(title, style="bold")
     for key, value in settings.items():
         text = "  ".join(f"{k}={v:g}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-        stderr.print(f"  {key:<15} {text}", markup=False)
+        stderr.print(f"  {key:<15} {text}")
 
 
 def print_table(
@@ -42,7 +46,7 @@ def print_table(
         table.add_column(column, justify="right" if i and figures else "left", no_wrap=bool(i) and figures)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # Text: brackets are brackets, not markup
-    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+    plain_console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 class Bar:
@@ -66,7 +70,7 @@ class Bar:
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.completed:.0f}/{task.total} {task.fields[what]}"),
         TimeElapsedColumn(),

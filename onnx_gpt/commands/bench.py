@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from onnx_gpt.commands._flags import Json, Threads
 from onnx_gpt.commands._show import echo, print_json, print_table
 from onnx_gpt.generation.measuring import LENGTH, Spread
 from onnx_gpt.generation.measuring import bench as measure
@@ -25,8 +23,8 @@ def bench(
     new_tokens: int = 64,
     context: int | None = None,
     repeats: int = 5,
-    threads: int | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> int:
     """Measure loading, prefill and decode through the public Generator. Medians of several rounds.
 
@@ -42,10 +40,6 @@ def bench(
         Tokens before the first of these steps; 512, or what is left of the model's context, by default.
     repeats
         Rounds.
-    threads
-        Threads; the machine's physical cores by default.
-    json
-        Print JSON.
     """
     told = {
         "prompt_tokens": prompt_tokens or DEFAULT,

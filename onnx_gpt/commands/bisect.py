@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +16,7 @@ from onnx_gpt.bisecting.bisection import Bisection
 from onnx_gpt.bisecting.bisection import bisect as bisect_pipeline
 from onnx_gpt.bisecting.drawing import colour
 from onnx_gpt.bisecting.parting import DistanceFacts, Parting, compare_layers
+from onnx_gpt.commands._flags import ContextLength, Json, OptionalOut, Passes, Target
 from onnx_gpt.commands._show import print_table, progress_bar
 
 
@@ -26,14 +25,14 @@ def bisect(
     /,
     *,
     against: str | None = None,
-    out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
+    out: OptionalOut = None,
     quantize: str = "none",
-    target: str = "ort",
-    passes: str | None = None,
+    target: Target = "ort",
+    passes: Passes = None,
     calibration: Path | None = None,
-    context_length: int | None = None,
+    context_length: ContextLength = None,
     text: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
 ) -> int:
     """Find the first pass after which a decoder gives something else, the firing in it and the smallest wrong piece.
 
@@ -54,18 +53,10 @@ def bisect(
         onnxruntime alone. With --against: table.json and heat.svg.
     quantize
         none, int8, int4, w8a8 or keep: judge what quantization makes of each weight, too.
-    target
-        Runtime whose passes are run.
-    passes
-        A pipeline as text; the target's by default.
     calibration
         Text that codes or ranges are chosen on, as of optimize.
-    context_length
-        Largest number of tokens; the model's own by default.
     text
         UTF-8 file whose first tokens are run.
-    json
-        Print the result as JSON.
     """
     settings = (quantize, target, passes, calibration, context_length)
     if against is not None and settings != ("none", "ort", None, None, None):

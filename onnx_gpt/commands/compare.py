@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.bundle.staging import require_absent, write_file
+from onnx_gpt.commands._flags import Json, OptionalOut, Switch, Text, Tokens
 from onnx_gpt.commands._show import print_json, print_table, progress_bar
 from onnx_gpt.comparing import Comparison, Variant
 from onnx_gpt.comparing import compare as measured
@@ -18,11 +14,11 @@ def compare(
     first: str,
     /,
     *others: str,
-    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
-    text: Path | None = None,
-    tokens: int = 2048,
-    time: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    out: OptionalOut = None,
+    text: Text = None,
+    tokens: Tokens = 2048,
+    time: Switch = False,
+    json: Json = False,
 ) -> int:
     """Compare models with the first, and each with the one that it was made from, on one text.
 
@@ -36,22 +32,16 @@ def compare(
         More of them, with the same vocabulary.
     out
         .svg file for a chart of size and KL.
-    text
-        UTF-8 file to measure on; held-out English of Python's own documentation by default.
-    tokens
-        Tokens to measure on, at least.
     time
         Time decode steps too. Nothing else should run meanwhile.
-    json
-        Print JSON.
     """
-    if out is not None and out.exists():
-        raise OnnxGptError("output-exists", f"{out} exists", "choose another name", exit=Exit.EXISTS)
+    if out is not None:
+        require_absent(out)
     with progress_bar() as bar:
         found = measured(first, *others, text=text, tokens=tokens, time=time, progress=bar)
     if out is not None:
         points = [Point(one.name, one.bytes / 1e6, one.kl, one.front) for one in found.variants]
-        out.write_text(svg(points, x="MB", y=f"mean KL from {first}, nats a token"), "utf-8")
+        write_file(out, svg(points, x="MB", y=f"mean KL from {first}, nats a token"))
     if json:
         print_json(found.json())
     else:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
+from onnx_gpt.commands._flags import Json, NewFolder
+from onnx_gpt.commands._settings import NONE, flags_of, flattened
 from onnx_gpt.commands._show import echo, print_table, progress_bar
 from onnx_gpt.distilling.job import run
 from onnx_gpt.distilling.recipe import DistillRecipe
 from onnx_gpt.distilling.report import DistillReport
 from onnx_gpt.pruning.report import Side
+
+if TYPE_CHECKING:
+    Settings = dict[str, Any]
+else:
+    Settings = flattened("Settings", flags_of(DistillRecipe, typing.get_type_hints(DistillRecipe)))
 
 
 def distill(
@@ -19,19 +25,9 @@ def distill(
     /,
     *,
     teacher: str,
-    out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    data: Path | None = None,
-    steps: int = 200,
-    batch: int = 4,
-    rate: float | None = None,
-    mix: float = 0.0,
-    temperature: float = 1.0,
-    hidden: float = 0.0,
-    quantize: Literal["int4", "int8"] | None = None,
-    seed: int = 0,
-    text: Path | None = None,
-    tokens: int = 2048,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    out: NewFolder,
+    settings: Settings = NONE,
+    json: Json = False,
 ) -> int:
     """Train a student on what a teacher says: heal a pruned checkpoint, or teach a small one from nothing.
 
@@ -44,35 +40,8 @@ def distill(
         and no weights, which is trained from random ones.
     teacher
         Likewise, with weights: what the student was before it was pruned, or a larger model of the same tokenizer.
-    out
-        Directory to make. It must not exist.
-    data
-        Text to train on: .txt, .jsonl, .parquet, .npy, a folder. Python's documentation by default.
-    steps
-        Steps at most; training ends when the loss on held-out windows keeps rising.
-    batch
-        Windows of text in a step, 512 tokens each where the context holds as many.
-    rate
-        Largest learning rate. A measured one by default.
-    mix
-        Share of the cross-entropy with the text itself, 0 to 1; 1 is training without a teacher.
-    temperature
-        That both distributions are taken at.
-    hidden
-        Weight of the distance between the hidden states behind the last layers.
-    quantize
-        int4 or int8: keep the codes that rounding gives the student, and train scales of blocks, norms and biases. The
-        result's weights lie on that grid: optimize it with the same --quantize.
-    seed
-        Of an untrained student's weights and of the order of the text.
-    text
-        UTF-8 file to measure perplexity on; held-out English of Python's own documentation by default.
-    tokens
-        Tokens to measure it on, at least.
-    json
-        Print the report as JSON.
     """
-    recipe = DistillRecipe(data, steps, batch, rate, mix, temperature, hidden, quantize, seed, text, tokens)
+    recipe = DistillRecipe(**settings)
     echo(f"distill {teacher} → {student} → {out}", recipe.echo())
     with progress_bar() as bar:
         report = run(student, teacher, out, recipe, bar)

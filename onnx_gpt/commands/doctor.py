@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from exporter.errors import Exit
+from onnx_gpt.commands._flags import Json
 from onnx_gpt.commands._show import print_json, print_table
 from onnx_gpt.diagnosis import doctor as diagnosis_of
 
 SIGNS = {"ok": "✓", "warning": "!", "missing": "✗"}
 
 
-def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+def doctor(*, json: Json = False) -> int:
     """Say whether this machine is fit: Python, packages, CPU, threads, memory, disk, and what extras would allow.
 
     Exit status 8 where something that is needed is missing. Nothing is fetched.
-
-    Parameters
-    ----------
-    json
-        Print JSON.
     """
     diagnosis = diagnosis_of()
     if json:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from graph_passes.explaining.fusions import Part
+from onnx_gpt.commands._flags import ContextLength, Json, Passes, Target
 from onnx_gpt.commands._show import print_json, print_table
 from onnx_gpt.explanation import Explanation, reasons, require_fused, span
 from onnx_gpt.explanation import explain as explanation_of
@@ -19,10 +16,10 @@ def explain(
     /,
     *,
     expect: bool | None = None,
-    target: str = "ort",
-    context_length: int | None = None,
-    passes: str | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    target: Target = "ort",
+    context_length: ContextLength = None,
+    passes: Passes = None,
+    json: Json = False,
 ) -> int:
     """Run the passes that optimize would run, and say for every layer which fusion fired and which did not, and why.
 
@@ -35,14 +32,6 @@ def explain(
         Anything that optimize takes.
     expect
         Fail with exit status 3 where a fusion is missing. On for known families and for graphs with an attention.
-    target
-        Runtime whose passes are run: ort or genai.
-    context_length
-        Largest number of tokens; the model's own by default.
-    passes
-        A pipeline as text; the target's by default.
-    json
-        Print JSON.
     """
     found = explanation_of(source, target=target, context_length=context_length, passes=passes)
     if json:

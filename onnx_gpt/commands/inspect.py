@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.commands._flags import Json, OptionalOut, Switch
 from onnx_gpt.commands._show import print_json, print_table, stderr
 from onnx_gpt.inspection import inspect as facts_of
 from onnx_gpt.linting.finding import Verdict
@@ -21,9 +19,9 @@ def inspect(
     /,
     *,
     target: str | None = None,
-    fix: Annotated[bool, Parameter(negative="")] = False,
-    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    fix: Switch = False,
+    out: OptionalOut = None,
+    json: Json = False,
 ) -> int:
     """Say what a source, a bundle or an .onnx file is, without reading weights or running anything.
 
@@ -40,8 +38,6 @@ def inspect(
         Write a new folder in which everything mechanical is repaired, and check that one.
     out
         Where --fix writes. It must not exist.
-    json
-        Print JSON.
     """
     if fix != (out is not None) or (fix and target is None):
         raise OnnxGptError(
@@ -57,7 +53,7 @@ def inspect(
         repaired = repair(source, target, out)
         verdict, document = repaired.after, repaired.json()
         for change in repaired.changes:
-            stderr.print(f"  {change}", markup=False)
+            stderr.print(f"  {change}")
     else:
         verdict = lint(source, target)
         document = verdict.json()

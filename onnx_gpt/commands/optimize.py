@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from onnx_gpt.commands._settings import Flags, Settings
+from onnx_gpt.commands._flags import Json, NewFolder, Work
+from onnx_gpt.commands._settings import NONE, Settings
 from onnx_gpt.commands._show import echo, progress_bar, show_report
 from onnx_gpt.optimizing.pipeline import run
 from onnx_gpt.recipe_file import SEARCHED, predicted_of, recipe_of
 
-NONE = Flags()
 GRIDS = {"block_size", "table_bits", "mixed"}
 """Settings that a budget finds."""
 
@@ -21,12 +18,12 @@ def optimize(
     source: str,
     /,
     *,
-    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    out: NewFolder,
     recipe: Path | None = None,
     budget: str | None = None,
-    work: Path | None = None,
+    work: Work = None,
     settings: Settings = NONE,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
 ) -> int:
     """Turn a trained decoder into a fused, quantized bundle that is proven against PyTorch.
 
@@ -36,17 +33,11 @@ def optimize(
     ----------
     source
         Checkpoint directory, .gguf, .pt, .onnx, hf:org/name, module:package.module:factory, sample:tiny or :smollm2.
-    out
-        Directory to make. It must not exist.
     recipe
         Settings from a .toml file, a bundle's recipe.toml say. Flags beside it go before its own.
     budget
         What the bundle may cost, "size=90MB", "kl=0.03", "decode=150" tokens a second on this machine, or several:
         the formats of all weights are searched for, and recipe.toml says which were found.
-    work
-        Folder that a search keeps its measurements in, to go on after a stop; one in the user's cache by default.
-    json
-        Print the report as JSON.
     """
     job = recipe_of(settings, recipe, defaults=None if budget is None else SEARCHED)
     changed = f", but for {', '.join(settings)}" if settings else ""

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
+from onnx_gpt.commands._flags import Json, NewFolder
+from onnx_gpt.commands._settings import NONE, flags_of, flattened
 from onnx_gpt.commands._show import echo, print_table, progress_bar
 from onnx_gpt.pruning.job import run
 from onnx_gpt.pruning.recipe import PruneRecipe
 from onnx_gpt.pruning.report import PruneReport, Side
 
+PYTHON_ONLY = {"windows", "probe"}
+"""Settings that are no flags: their defaults do."""
 
-def prune(
-    source: str,
-    /,
-    *,
-    out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    sparsity: float | None = None,
-    pattern: str | None = None,
-    structured: str | None = None,
-    method: str | None = None,
-    allocate: Literal["searched", "uniform"] | None = None,
-    calibration: Path | None = None,
-    text: Path | None = None,
-    tokens: int = 2048,
-    json: Annotated[bool, Parameter(negative="")] = False,
-) -> int:
+
+if TYPE_CHECKING:
+    Settings = dict[str, Any]
+else:
+    kinds = typing.get_type_hints(PruneRecipe)
+    Settings = flattened(
+        "Settings", flags_of(PruneRecipe, {name: kinds[name] for name in kinds if name not in PYTHON_ONLY})
+    )
+
+
+def prune(source: str, /, *, out: NewFolder, settings: Settings = NONE, json: Json = False) -> int:
     """Make a checkpoint smaller: set single weights to zero, or take neurons, heads, channels, layers or tokens out.
 
     The result is a checkpoint that optimize takes. What is taken out makes it smaller and faster; zeros make a
@@ -37,32 +36,8 @@ def prune(
     ----------
     source
         Checkpoint directory, .gguf, .pt, hf:org/name, sample:tiny or sample:smollm2.
-    out
-        Directory to make. It must not exist.
-    sparsity
-        Share of the weights inside layers that become zero, 0 to 1.
-    pattern
-        N:M keeps N of every M neighbouring weights: 2:4, 4:8.
-    structured
-        What to take out: ffn=SHARE (neurons), heads=SHARE (with what shares their keys), hidden=SHARE (channels of
-        the residual stream), layers=NUMBER or SHARE, vocab=used (tokens that --calibration does not use go),
-        separated by commas.
-    method
-        sparsegpt, wanda or magnitude for --sparsity, sparsegpt by default. fitted or, to compare, magnitude for
-        --structured.
-    allocate
-        searched asks more of layers that can bear it; uniform as much of each. With uniform, the feed-forwards of a
-        result are alike and any program can read it; otherwise it may be a variant that only onnx-gpt reads.
-    calibration
-        Text that scores are taken from: .txt, .jsonl, .parquet, .npy, a folder. Python's documentation by default.
-    text
-        UTF-8 file to measure perplexity on; held-out English of Python's own documentation by default.
-    tokens
-        Tokens to measure it on, at least.
-    json
-        Print the report as JSON.
     """
-    recipe = PruneRecipe(method, sparsity, pattern, structured, allocate, calibration, text, tokens)
+    recipe = PruneRecipe(**settings)
     echo(f"prune {source} → {out}", recipe.echo())
     with progress_bar() as bar:
         report = run(source, out, recipe, bar)

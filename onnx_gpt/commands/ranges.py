@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from calibration.ranges import Ranges
+from onnx_gpt.commands._flags import ContextLength, Json, Target
 from onnx_gpt.commands._show import print_json, print_table, progress_bar
 from onnx_gpt.ranging import WINDOWS
 from onnx_gpt.ranging import ranges as ranges_of
@@ -24,9 +22,9 @@ def ranges(
     *,
     text: Path | None = None,
     windows: int = WINDOWS,
-    target: str = "ort",
-    context_length: int | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    target: Target = "ort",
+    context_length: ContextLength = None,
+    json: Json = False,
 ) -> int:
     """Run the fused float graph on text: the largest |x| of every value, headroom in float16, error on 8 bits, norms.
 
@@ -38,12 +36,6 @@ def ranges(
         File or folder of text; Python's own documentation by default.
     windows
         Windows of 512 tokens to run.
-    target
-        Runtime whose passes fuse the graph.
-    context_length
-        Largest number of tokens; the model's own by default.
-    json
-        Print all values and norms as JSON.
     """
     with progress_bar() as bar:
         found = ranges_of(

@@ -9,27 +9,31 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.commands._flags import Switch, Threads
 from onnx_gpt.commands._show import print_json, stderr
 from onnx_gpt.generation.generator import Generator
 from onnx_gpt.generation.prompt import Prompt
+
+ANY_TEXT = Parameter(allow_leading_hyphen=True)
+"""A text may be "-5 + 3", or - alone."""
 
 
 def run(
     bundle: Path,
     /,
     *,
-    prompt: str,
-    chat: Annotated[bool, Parameter(negative="")] = False,
-    system: str | None = None,
+    prompt: Annotated[str, ANY_TEXT],
+    chat: Switch = False,
+    system: Annotated[str | None, ANY_TEXT] = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
-    stop: list[str] | None = None,
-    threads: int | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    stop: Annotated[list[str] | None, ANY_TEXT] = None,
+    threads: Threads = None,
+    json: Switch = False,
 ) -> int:
     """Generate text from a bundle on plain onnxruntime, streamed to stdout. Greedy unless a temperature is given.
 
@@ -38,7 +42,8 @@ def run(
     bundle
         Folder that optimize made, or another decoder with the same graph contract.
     prompt
-        What to continue, or to answer with --chat. Token ids with spaces between where the bundle has no tokenizer.
+        What to continue, or to answer with --chat; - reads it from stdin. Token ids with spaces between where the
+        bundle has no tokenizer.
     chat
         Put the prompt through the model's chat template.
     system
@@ -57,8 +62,6 @@ def run(
         The same seed gives the same text.
     stop
         End before this text. May be given several times.
-    threads
-        Threads; the machine's physical cores by default.
     json
         Print text, tokens and speed as JSON instead of streaming.
     """
@@ -90,7 +93,8 @@ def run(
             }
         )
         return 0
-    print() if generator.tokenizer is not None else print(*result.tokens)
+    # Text has been streamed, but for its last newline.
+    print(*(result.tokens if generator.tokenizer is None else ()))
     speed = (len(result.tokens) - 1) / result.decode_seconds if result.decode_seconds else 0.0
     stderr.print(
         f"{result.prompt_tokens} tokens in {result.prefill_seconds:.2f} s, then "
@@ -101,6 +105,9 @@ def run(
 
 def _prompt(generator: Generator, prompt: str, system: str | None, chat: bool) -> Prompt:
     """What the flags ask for: messages, text, or tokens where the bundle knows nothing else."""
+    if prompt == "-":
+        # Bytes that are no UTF-8 are refused as those of an argument are, and the newline at the end is a shell's.
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
     if chat:
         told = [{"role": "system", "content": system}] if system else []
         return [*told, {"role": "user", "content": prompt}]

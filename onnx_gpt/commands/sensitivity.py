@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from onnx_gpt.commands._flags import Json, Target, Work
 from onnx_gpt.commands._show import print_json, print_table, progress_bar
 from onnx_gpt.searching.sensitivities import OPTIONS, Method
 from onnx_gpt.searching.sensitivities import sensitivity as measure
@@ -19,9 +17,9 @@ def sensitivity(
     options: str = OPTIONS,
     method: Method = "rtn",
     calibration: Path | None = None,
-    target: str = "ort",
-    work: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    target: Target = "ort",
+    work: Work = None,
+    json: Json = False,
 ) -> int:
     """Measure the KL from the float model with one unit of weights at a time in another format, all else float.
 
@@ -38,12 +36,6 @@ def sensitivity(
         How codes are chosen. rtn: round to nearest. gptq: on calibration text, slower and nearer to what optimize does.
     calibration
         Text that is measured: .txt, .jsonl, .parquet, .npy, a folder. Python's documentation by default.
-    target
-        Runtime whose graph is measured.
-    work
-        Folder that measurements are kept in; one in the user's cache by default.
-    json
-        Print JSON.
     """
     with progress_bar() as bar:
         found = measure(

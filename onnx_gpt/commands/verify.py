@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from exporter.errors import Exit
 from onnx_gpt.certificate.verification import Level, Verification
 from onnx_gpt.certificate.verification import verify as verification_of
+from onnx_gpt.commands._flags import Json
 from onnx_gpt.commands._show import print_table
 
 
@@ -19,7 +17,7 @@ def verify(
     *,
     level: Level = "parity",
     certificate_digest: str | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
 ) -> int:
     """Hold a bundle against its certificate. Exit status 6 where anything is not as certified; all of it is listed.
 
@@ -35,8 +33,6 @@ def verify(
     certificate_digest
         SHA-256 of certificate.json, as optimize printed it: finds a bundle that was changed together with its
         certificate.
-    json
-        Print the result as JSON.
     """
     found = verification_of(bundle, level=level, certificate_digest=certificate_digest)
     if json:

@@ -10,6 +10,8 @@ import dataclasses
 import importlib.util
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ from exporter.variants import variant_of
 from exporter.weights import Array
 from exporter.writing import nbytes, stored_weights, write_checkpoint
 from onnx_gpt._version import __version__
-from onnx_gpt.bundle.staging import require_absent, require_space, scratch, staged
+from onnx_gpt.bundle.staging import only_run, require_absent, require_space, scratch, staged
 from onnx_gpt.bundle.writing import REPORT
 from onnx_gpt.distilling.pair import Model, on_grid, open_pair
 from onnx_gpt.distilling.recipe import DistillRecipe
 from onnx_gpt.distilling.report import DistillReport
-from onnx_gpt.distilling.student import HELD_OUT, Trained, trained
+from onnx_gpt.distilling.student import HELD_OUT, Task, Trained, trained
 from onnx_gpt.exporting import export
 from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.progress import Progress, Silent
@@ -46,19 +48,9 @@ def distill(
     out: str | Path,
     *,
     teacher: str,
-    data: Path | None = None,
-    steps: int = 200,
-    batch: int = 4,
-    rate: float | None = None,
-    mix: float = 0.0,
-    temperature: float = 1.0,
-    hidden: float = 0.0,
-    quantize: str | None = None,
-    seed: int = 0,
-    text: Path | None = None,
-    tokens: int = 2048,
     work: Path | None = None,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> DistillReport:
     """Train a student on what a teacher says.
 
@@ -68,7 +60,8 @@ def distill(
         out: directory to make; it appears whole, or not at all.
         teacher: a checkpoint that reads text as the same tokens.
         work: folder that what teachers said is kept in; one in the user's cache by default.
-        progress: told what happens. The other settings are those of `DistillRecipe`.
+        progress: told what happens.
+        settings: those of `DistillRecipe`.
 
     Returns:
         What ``report.json`` of the result says.
@@ -76,11 +69,10 @@ def distill(
     Raises:
         OnnxGptError: ``distill-invalid`` (exit 2), ``distill-needs-checkpoint``, ``distill-hidden`` (exit 3),
             ``distill-tokenizers``, ``vocabulary-differs``, ``distill-other-run`` where a run with other settings was
-            killed, ``training-diverged``, those of calibration text, ``reference-missing`` (exit 8) without torch, and
-            ``output-exists`` (exit 10).
+            killed, ``training-diverged``, those of calibration text, ``reference-missing`` (exit 8) without torch,
+            ``output-exists`` and ``output-busy`` (exit 10).
     """
-    recipe = DistillRecipe(data, steps, batch, rate, mix, temperature, hidden, quantize, seed, text, tokens)
-    return run(student, teacher, Path(out), recipe, progress or Silent(), work=work)
+    return run(student, teacher, Path(out), DistillRecipe(**settings), progress or Silent(), work=work)
 
 
 def run(
@@ -107,56 +99,61 @@ def run(
         held_out = held_out[:, :context]
         windows = _text(teaches, context, recipe)
         require_apart(windows.tokens, held_out)
+        task = Task(learns, teaches, windows.tokens, recipe, stages, progress)
 
         def measured(checkpoint: Checkpoint, name: str) -> Score:
             with stages.stage(name):
                 return score(checkpoint, held_out, origin, folder / name, progress)
 
-        states = states_beside(out)
-        made = trained(
-            learns,
-            teaches,
-            windows.tokens,
-            recipe,
-            states,
-            work or cache_folder() / "teachers",
-            stages,
-            progress,
-        )
         dtype = learns.dtype
-        checkpoint = _checkpoint(learns, made)
-        require_space(out, nbytes(checkpoint, dtype))
-        with staged(out) as stage:
-            with stages.stage("write"):
-                write_checkpoint(stage, checkpoint, dtype=dtype)
-            written = sources.load(str(stage))
-            assert isinstance(written, Checkpoint)
-            taught = measured(teaches.opened, "teacher")
-            before = measured(learns.opened, "before") if learns.trained else None
-            after = measured(written, "after")
-            report = DistillReport(
-                version=__version__,
-                source=student,
-                family=learns.decoder.family,
-                recipe=recipe.echo(made.rate),
-                stages=tuple(stages.done),
-                teacher=made.teacher(teacher, taught.perplexity),
-                calibration=windows.facts(),
-                text=origin,
-                training=made.training,
-                after=side(counts_of(written, dtype), dtype, after),
-                quantized=recipe.quantize,
-                variant=variant_of(checkpoint.config) is not None,
-                **({} if before is None else _against(learns, before, after, taught)),
-            )
-            (stage / REPORT).write_text(report.json_text(), "utf-8")
-        shutil.rmtree(states, ignore_errors=True)
+        with _states(out) as states:
+            made = trained(task, states, work or cache_folder() / "teachers")
+            checkpoint = _checkpoint(learns, made)
+            require_space(out, nbytes(checkpoint, dtype))
+            with staged(out) as stage:
+                with stages.stage("write"):
+                    write_checkpoint(stage, checkpoint, dtype=dtype)
+                written = sources.load(str(stage))
+                assert isinstance(written, Checkpoint)
+                taught = measured(teaches.opened, "teacher")
+                before = measured(learns.opened, "before") if learns.trained else None
+                after = measured(written, "after")
+                report = DistillReport(
+                    version=__version__,
+                    source=student,
+                    family=learns.decoder.family,
+                    recipe=recipe.echo(made.rate),
+                    stages=tuple(stages.done),
+                    teacher=made.teacher(teacher, taught.perplexity),
+                    calibration=windows.facts(),
+                    text=origin,
+                    training=made.training,
+                    after=side(counts_of(written, dtype), dtype, after),
+                    quantized=recipe.quantize,
+                    variant=variant_of(checkpoint.config) is not None,
+                    **({} if before is None else _against(learns, before, after, taught)),
+                )
+                (stage / REPORT).write_text(report.json_text(), "utf-8", newline="\n")
     return report
 
 
 def states_beside(out: Path) -> Path:
     """Where a run keeps what it takes to go on after it was killed."""
     return out.absolute().parent / f".{out.name}.distill"
+
+
+@contextmanager
+def _states(out: Path) -> Iterator[Path]:
+    """A folder for this run's states. It goes with a block that ends well, or before there are any."""
+    folder = states_beside(out)
+    with only_run(out, folder):
+        done = False
+        try:
+            yield folder
+            done = True
+        finally:
+            if done or not any(folder.glob("step-*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _text(teaches: Model, context: int, recipe: DistillRecipe) -> Windows:

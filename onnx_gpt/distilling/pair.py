@@ -96,7 +96,8 @@ def on_grid(model: Model, scheme: WeightOnly) -> Model:
 
 def _is_untrained(source: str) -> bool:
     folder = Path(source)
-    return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))
+    weights = (*folder.glob("*.safetensors*"), *folder.glob("pytorch_model.bin*"))
+    return (folder / "config.json").is_file() and not weights
 
 
 def _opened(source: str) -> Checkpoint:

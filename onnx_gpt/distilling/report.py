@@ -7,16 +7,12 @@ from typing import Any
 import pydantic
 
 from onnx_gpt.pruning.report import Side
-from onnx_gpt.report import Stage
+from onnx_gpt.report import Frozen, Stage
 
 SCHEMA = "onnx-gpt/distill/1"
 
 
-class _Frozen(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, protected_namespaces=(), populate_by_name=True)
-
-
-class Teacher(_Frozen):
+class Teacher(Frozen):
     """Who taught.
 
     Attributes:
@@ -35,7 +31,7 @@ class Teacher(_Frozen):
     cache_bytes: int
 
 
-class Point(_Frozen):
+class Point(Frozen):
     """The student on training text that is held out, after so many steps: the loss that it trains on, in nats a
     token."""
 
@@ -43,7 +39,7 @@ class Point(_Frozen):
     loss: float
 
 
-class Training(_Frozen):
+class Training(Frozen):
     """What was done.
 
     Attributes:
@@ -70,7 +66,7 @@ class Training(_Frozen):
     processor_seconds: float
 
 
-class DistillReport(_Frozen):
+class DistillReport(Frozen):
     """What `distill` returns, and writes to ``report.json``.
 
     Attributes:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +20,33 @@ from onnx_gpt.distilling.report import Point, Teacher, Training
 from onnx_gpt.progress import Progress
 from onnx_gpt.report import Stages
 
+if TYPE_CHECKING:
+    from calibration.distillation.scales import Scales
+    from calibration.distillation.teaching import Said
+    from calibration.distillation.training import Floats
+
 HELD_OUT = 4
 """Windows that the student is looked at with while it trains; an eighth of a short text."""
 HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
 """Asks torch for Linux's huge pages, before it allocates anything: a step is an eighth faster."""
 RUN = "run.json"
 """What a folder of states is the run of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One distillation, read and not yet begun.
+
+    Attributes:
+        windows: of the text, int64 ``[N, S]``; the first ones are held out.
+    """
+
+    learns: Model
+    teaches: Model
+    windows: np.ndarray
+    recipe: DistillRecipe
+    stages: Stages
+    progress: Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,70 +68,44 @@ class Trained:
         return Teacher(source=source, perplexity=perplexity, **self.facts)
 
 
-def trained(
-    learns: Model,
-    teaches: Model,
-    windows: np.ndarray,
-    recipe: DistillRecipe,
-    states: Path,
-    work: Path,
-    stages: Stages,
-    progress: Progress,
-) -> Trained:
+def trained(task: Task, states: Path, work: Path) -> Trained:
     """Train a student, or go on where a killed run stopped.
 
     Args:
-        windows: int64 ``[N, S]``; the first ones are held out.
-        states: folder of the run's states, made for them.
+        states: folder of the run's states.
         work: folder of what teachers said.
 
     Raises:
         OnnxGptError: ``distill-other-run``, ``training-diverged``.
     """
     os.environ.setdefault(*HUGE_PAGES)
-    from calibration.distillation.initial import drawn
     from calibration.distillation.objective import Objective
-    from calibration.distillation.running import device, tensors
-    from calibration.distillation.scales import Scales
-    from calibration.distillation.teaching import Said, digest_of
-    from calibration.distillation.training import Floats, Run, train
+    from calibration.distillation.running import device
+    from calibration.distillation.training import Run, train
 
+    recipe, (count, length) = task.recipe, task.windows.shape
     began = time.process_time()
-    with stages.stage("teach"):
-        taught = tensors(teaches.arrays())
-        told = digest_of(teaches.decoder, taught, windows, recipe.temperature)
-        width = teaches.decoder.hidden_size if recipe.hidden else None
-        said = Said(work / told[:32], windows, teaches.decoder.vocab_size, width)
-        said.fill(teaches.decoder, taught, recipe.temperature, progress.advance)
-        del taught
-    with stages.stage("train"):
-        arrays = learns.arrays() if learns.trained else drawn(learns.decoder, recipe.seed)
-        weights = tensors(arrays)
-        own = digest_of(learns.decoder, weights, windows[:0], recipe.temperature)
-        student: Scales | Floats
-        if recipe.scheme is None:
-            rate = recipe.rate or RATES["trained" if learns.trained else "untrained"]
-            student = Floats(weights, tables=not learns.trained)
-        else:
-            rate = recipe.rate or RATES["scales"]
-            student = Scales(arrays, recipe.scheme)
+    with task.stages.stage("teach"):
+        said, told = _said(task, work)
+    with task.stages.stage("train"):
+        student, rate, own = _student(task)
         run = Run(
-            decoder=learns.decoder,
+            decoder=task.learns.decoder,
             said=said,
             objective=Objective(recipe.mix, recipe.temperature, recipe.hidden),
             steps=recipe.steps,
             batch=recipe.batch,
             rate=rate,
             seed=recipe.seed,
-            held_out=max(1, min(HELD_OUT, len(windows) // 8)),
+            held_out=max(1, min(HELD_OUT, count // 8)),
         )
         _claim(states, {"student": own, "teacher": told, "recipe": recipe.echo(rate), "device": device()})
-        known = train(run, student, states, progress.advance)
+        known = train(run, student, states, task.progress.advance)
     return Trained(
         weights=student.arrays(known.best),
         rate=rate,
         facts={
-            "parameters": _elements(teaches),
+            "parameters": _elements(task.teaches),
             "kept": said.kept,
             "tail": said.rest,
             "cache_bytes": said.nbytes,
@@ -119,15 +114,47 @@ def trained(
             steps=run.steps,
             done=known.step,
             best=known.best_step,
-            tokens=known.step * run.batch * windows.shape[1],
-            unique_tokens=(len(windows) - run.held_out) * windows.shape[1],
+            tokens=known.step * run.batch * length,
+            unique_tokens=(count - run.held_out) * length,
             trained=sum(value.numel() for value in student.values.values()),
-            elements=_elements(learns),
+            elements=_elements(task.learns),
             curve=tuple(Point(step=step, loss=loss) for step, loss in known.curve),
             resumed=known.resumed,
             processor_seconds=round(time.process_time() - began, 1),
         ),
     )
+
+
+def _said(task: Task, work: Path) -> tuple[Said, str]:
+    """What the teacher says of the windows, now or in an earlier run, and the digest of both."""
+    from calibration.distillation.running import tensors
+    from calibration.distillation.teaching import Said, digest_of
+
+    decoder, recipe = task.teaches.decoder, task.recipe
+    weights = tensors(task.teaches.arrays())
+    digest = digest_of(decoder, weights, task.windows, recipe.temperature)
+    width = decoder.hidden_size if recipe.hidden else None
+    said = Said(work / digest[:32], task.windows, decoder.vocab_size, width)
+    said.fill(decoder, weights, recipe.temperature, task.progress.advance)
+    return said, digest
+
+
+def _student(task: Task) -> tuple[Floats | Scales, float, str]:
+    """What of the student is trained, the learning rate, and the digest of its weights."""
+    from calibration.distillation.initial import drawn
+    from calibration.distillation.running import tensors
+    from calibration.distillation.scales import Scales
+    from calibration.distillation.teaching import digest_of
+    from calibration.distillation.training import Floats
+
+    learns, recipe = task.learns, task.recipe
+    arrays = learns.arrays() if learns.trained else drawn(learns.decoder, recipe.seed)
+    weights = tensors(arrays)
+    digest = digest_of(learns.decoder, weights, task.windows[:0], recipe.temperature)
+    if recipe.scheme is not None:
+        return Scales(arrays, recipe.scheme), recipe.rate or RATES["scales"], digest
+    rate = recipe.rate or RATES["trained" if learns.trained else "untrained"]
+    return Floats(weights, tables=not learns.trained), rate, digest
 
 
 def _elements(model: Model) -> int:
@@ -148,5 +175,4 @@ def _claim(states: Path, identity: Mapping[str, object]) -> None:
             f"{states} holds what another run with this output had reached when it stopped",
             "repeat that run's command to go on with it, or remove the folder",
         )
-    states.mkdir(parents=True, exist_ok=True)
     file.write_text(text, "utf-8")

@@ -38,6 +38,10 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatTemplate | Non
         raise rejected(
             "prompt-not-text", "the prompt holds bytes that are no UTF-8", "give it in UTF-8"
         ) from error
+    except Exception as error:  # the library raises bare Exception, where it has no token for a word, say
+        raise rejected(
+            "tokenizer-invalid", f"the tokenizer cannot read the prompt: {error}", "restore tokenizer.json"
+        ) from error
 
 
 def require_known(tokens: Sequence[int], vocab_size: int | None) -> None:

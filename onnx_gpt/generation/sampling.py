@@ -45,8 +45,10 @@ class Sampling:
             raise _invalid(f"top_k is {self.top_k}", "use 0 for all tokens, or a whole number above 0")
         if not 0 < self.top_p <= 1:
             raise _invalid(f"top_p is {self.top_p}", "use a number above 0, at most 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise _invalid(f"repetition_penalty is {self.repetition_penalty}", "use 1 for none, or more")
+        if not 1e-9 <= self.repetition_penalty <= 1e9:
+            raise _invalid(
+                f"repetition_penalty is {self.repetition_penalty}", "use 1 for none, or more: 1.1, say"
+            )
         if self.temperature == 0 and (self.top_k > 0 or self.top_p < 1):
             raise _invalid(
                 "top_k and top_p have no effect at temperature 0", "give a temperature, such as 1.0"
@@ -105,8 +107,8 @@ def distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
     """
     ids = _top_k(logits, sampling.top_k)
     scaled = logits[ids]
-    # The maximum goes first, so that nothing overflows. A temperature below float32's range would be 0 / 0.
-    temperature = np.float32(max(sampling.temperature, 1e-30))
+    # The maximum goes first, so that nothing overflows; temperatures beyond float32's range are those at its ends.
+    temperature = np.float32(min(max(sampling.temperature, 1e-30), 1e30))
     weights = np.exp((scaled - scaled.max()) / temperature)
     total = weights.sum(dtype=np.float64)
     if sampling.top_p < 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnx_gpt.bundle.targets import data_name
 from onnx_gpt.linting.graph_file import GraphFile
 from onnx_gpt.linting.subject import Subject
 
@@ -43,9 +44,9 @@ class Draft:
 
     def data_name(self, graph: GraphFile, i: int) -> str:
         """Name of the i-th file of weights of a model, beside it."""
-        name = PurePosixPath(self.place(graph)).name
-        named = self.subject.expected.data_name
-        return named(name, i) if named is not None else f"{name}.data{f'_{i}' if i else ''}"
+        return data_name(
+            PurePosixPath(self.place(graph)).name, self.subject.expected.data_suffix or ".data", i
+        )
 
     def write(self, name: str, document: Mapping[str, Any], change: str) -> Draft:
         """The draft with a document, and what changed in it."""

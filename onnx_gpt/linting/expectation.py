@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -35,7 +35,7 @@ class Expectation:
         contrib: operators of com.microsoft that it has; None where it is onnxruntime, which the lint of cliffs knows.
         cliffs: whether what is slow on onnxruntime's CPU kernels is slow here.
         left_pads: whether it puts padding before the shorter rows of a batch.
-        data_name: name of the i-th file of weights of a model file; None where any will do.
+        data_suffix: what names of files of weights have after that of the model file; None where any name will do.
         data_limit: bytes that a file of weights may have; None for no limit.
         data_files: files of weights that a model may have.
         needs: files without which it does not load.
@@ -59,7 +59,7 @@ class Expectation:
     contrib: frozenset[str] | None = None
     cliffs: bool = True
     left_pads: bool = False
-    data_name: Callable[[str, int], str] | None = None
+    data_suffix: str | None = None
     data_limit: int | None = None
     data_files: int | None = None
     needs: tuple[str, ...] = ()

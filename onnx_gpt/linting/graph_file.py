@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from exporter.errors import OnnxGptError, rejected
+from exporter.errors import OnnxGptError, first_line, rejected
 from exporter.onnx_format.external import check_tensors, tensors_of
 from exporter.onnx_format.structure import check_structure, sort_nodes
 from exporter.onnx_format.wire import slim
@@ -97,7 +97,7 @@ def read_header(path: Path, name: str) -> GraphFile:
         with warnings.catch_warnings(action="ignore"):  # of what is no part of the graph
             model = ir.serde.deserialize_model(proto)
     except Exception as error:  # the IR's layers raise many kinds for a message that makes no sense
-        raise _invalid(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        raise _invalid(path, first_line(error)) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     return GraphFile(path, name, model, path.stat().st_size, _locations(proto, path.name), problem)
 

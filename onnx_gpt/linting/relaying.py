@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -16,12 +15,9 @@ import onnx_ir as ir
 
 from exporter.errors import rejected, unsupported
 from exporter.onnx_format.external import tensors_of
+from onnx_gpt.bundle.writing import ALIGNMENT, pieces, point
 from onnx_gpt.linting.draft import Draft
 from onnx_gpt.linting.graph_file import GraphFile
-
-ALIGNMENT = 4096
-"""Bytes at whose multiples tensors of that size or more begin, so that a runtime can map them."""
-PIECE = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +101,14 @@ def write(draft: Draft, graph: GraphFile, layout: Layout, folder: Path) -> None:
         place = _place(tensor)
         if place is not None:
             move = layout.moves[place]
-            _point(tensor, draft.data_name(graph, move.chunk), move)
+            point(tensor, draft.data_name(graph, move.chunk), move.offset, move.nbytes)
     layout.proto.graph.initializer.extend(initializers)
     for i in range(layout.chunks):
         with (model.parent / draft.data_name(graph, i)).open("wb") as out:
             for move in layout.moves.values():
                 if move.chunk == i:
                     out.seek(move.offset)
-                    for piece in _pieces(move.source, move.start, move.nbytes):
-                        out.write(piece)
+                    out.writelines(pieces(move.source, move.start, move.nbytes))
     model.write_bytes(layout.proto.SerializeToString(deterministic=True))
 
 
@@ -125,28 +120,11 @@ def _place(tensor: onnx.TensorProto) -> tuple[str, int, int] | None:
     return entries["location"], int(entries.get("offset", 0)), int(entries.get("length", size))
 
 
-def _point(tensor: onnx.TensorProto, location: str, move: Move) -> None:
-    del tensor.external_data[:]
-    for key, value in (("location", location), ("offset", move.offset), ("length", move.nbytes)):
-        tensor.external_data.add(key=key, value=str(value))
-
-
 def _take_in(graph: GraphFile, tensor: onnx.TensorProto) -> None:
     place = _place(tensor)
     if place is None:
         return
     location, start, nbytes = place
-    tensor.raw_data = b"".join(_pieces(graph.path.parent / location, start, nbytes))
+    tensor.raw_data = b"".join(pieces(graph.path.parent / location, start, nbytes))
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.DEFAULT
-
-
-def _pieces(path: Path, start: int, nbytes: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while nbytes:
-            piece = file.read(min(PIECE, nbytes))
-            if not piece:
-                raise OSError(f"{path} became shorter while it was read")
-            nbytes -= len(piece)
-            yield piece

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from graph_passes.control.caches import Cache, caches_of
 from graph_passes.control.interface import Interface, interface_of
-from onnx_gpt.bundle.decoder_facts import HEADS
+from onnx_gpt.bundle.decoder_facts import heads_of
 from onnx_gpt.linting.graph_file import GraphFile
 
 
@@ -19,11 +19,7 @@ def sizes_of(graph: GraphFile) -> dict[str, int]:
         shape = next(iter(pasts.values())).shape
         if shape is not None and len(shape) == 4:
             found |= {"kv_heads": _number(shape, 1), "head_dim": _number(shape, 3)}
-    heads = {
-        node.attributes[HEADS[node.op_type]].value
-        for node in graph.graph
-        if HEADS.get(node.op_type, "") in node.attributes
-    }
+    heads = set(heads_of(graph.graph))
     found["heads"] = heads.pop() if len(heads) == 1 else None
     found["hidden_size"] = _hidden_size(graph)
     found["vocab_size"] = vocab_size(graph)

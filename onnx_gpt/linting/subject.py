@@ -10,6 +10,7 @@ from typing import Any
 from exporter.errors import rejected
 from exporter.sources._files import has, parse_json_object, read_bytes
 from exporter.sources.hf_directory import FILE_LIMIT
+from onnx_gpt.bundle.token_ids import ids_of
 from onnx_gpt.linting.expectation import Expectation, expectation
 from onnx_gpt.linting.graph_file import GraphFile, read_header
 
@@ -66,8 +67,7 @@ class Subject:
         found: list[tuple[str, int]] = []
         for name, document in self.documents.items():
             value = table(document, "model").get(key) if name == "genai_config.json" else document.get(key)
-            values = value if isinstance(value, list) else [value]
-            found.extend((name, v) for v in values if isinstance(v, int) and not isinstance(v, bool))
+            found.extend((name, i) for i in ids_of(value))
         return tuple(found)
 
 

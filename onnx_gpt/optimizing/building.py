@@ -8,8 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import run_pipeline
 from graph_passes.lint import require_no_cliffs
 from onnx_gpt.bundle.decoder_facts import DecoderFacts, decoder_facts
-from onnx_gpt.bundle.plan import Build
 from onnx_gpt.bundle.runtime import require_runs
 from onnx_gpt.bundle.writing import nbytes, save
 from onnx_gpt.exporting import Exported, Transform, export, pipeline_of, require_contract
@@ -36,6 +34,7 @@ from onnx_gpt.optimizing.calibrating import cache_ranges, calibration_windows
 from onnx_gpt.optimizing.channels import Channels, channels_of
 from onnx_gpt.optimizing.codes import choose_codes
 from onnx_gpt.optimizing.halving import HalfPlan, plan_half
+from onnx_gpt.optimizing.job import Job
 from onnx_gpt.optimizing.static_int8 import quantize_statically
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
@@ -43,9 +42,6 @@ from onnx_gpt.report import GraphFacts, ModelFacts, PassFacts
 
 DYNAMIC = "8 bits by channel, inputs 8 bits by token"
 """What a report calls the format of `calibration.dynamic`."""
-
-Stage = Callable[[str], AbstractContextManager[dict[str, int]]]
-"""Times a step of the job; what it yields may be given ``nodes``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +68,14 @@ class Built:
         return nbytes(self.exported.model)
 
 
-def build(
-    opened: Opened, wanted: Build, folder: Path, codes: Path, stage: Stage, progress: Progress
-) -> Built:
-    """Make one graph and decide how each of its weights is written.
-
-    Args:
-        folder: made for what the model needs until it has been written.
-        codes: the same, for what takes long: where a run that was killed has left this folder, it goes on from there.
+def build(job: Job, i: int) -> Built:
+    """Make the graph of a job's i-th build and decide how each of its weights is written.
 
     Raises:
         OnnxGptError: with the exit status of docs/errors.md.
     """
-    recipe = wanted.recipe
+    wanted, opened, progress = job.plan.builds[i], job.opened, job.progress
+    recipe, stage, folder = wanted.recipe, job.stage(wanted), job.folder / str(i)
     folder.mkdir(parents=True)
     channels: Channels | None = None
     if recipe.scales_channels:
@@ -105,7 +96,7 @@ def build(
         if exported.context_length is None and decoder is not None:  # what tables of positions hold
             exported = dataclasses.replace(exported, context_length=decoder.context_length)
         facts["nodes"] = len(exported.model.graph)
-    quantized, calibration = _quantize(opened, exported, recipe, channels, folder, codes, stage, progress)
+    quantized, calibration = _quantize(job, i, exported, channels)
     if wanted.constant_scales:
         fold_lookup_scales(exported.model)
     for runtime in wanted.runtimes:
@@ -136,27 +127,22 @@ def _drop_unread_mask(graph: ir.Graph) -> None:
 
 
 def _quantize(
-    opened: Opened,
-    exported: Exported,
-    recipe: Recipe,
-    channels: Channels | None,
-    folder: Path,
-    codes: Path,
-    stage: Stage,
-    progress: Progress,
+    job: Job, i: int, exported: Exported, channels: Channels | None
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Formats by how many uses of a weight took them, and the facts of the text that was calibrated on."""
+    wanted, opened, progress = job.plan.builds[i], job.opened, job.progress
+    recipe, stage, folder = wanted.recipe, job.stage(wanted), job.folder / str(i)
     _require_meant(exported.model, recipe)
     calibration: dict[str, Any] = {} if channels is None else dict(channels.text)
     coders: Coders = {}
     if recipe.chooses_codes:
         with stage("codes"):
-            coders, calibration = choose_codes(opened, exported, recipe, codes, progress)
+            coders, calibration = choose_codes(opened, exported, recipe, job.codes(i), progress)
     static: Sequence[str] = ()
     if recipe.is_static:
         with stage("ranges"):
             static, coders, text = quantize_statically(
-                opened, exported, recipe, channels.static if channels else (), codes, progress
+                opened, exported, recipe, channels.static if channels else (), job.codes(i), progress
             )
             calibration |= text
     if recipe.kv_cache == "int8":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from calibration.scheme import Gptq, WeightOnly
 from exporter.checkpoint import Opened
 from onnx_gpt._version import __version__
 from onnx_gpt.certificate.canonical import digest
-from onnx_gpt.certificate.source import source_digests
+from onnx_gpt.certificate.source import Digests
 from onnx_gpt.exporting import Exported
 from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.parity.prove import evaluation_text
@@ -23,14 +24,23 @@ from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import GPTQ_WINDOWS, Recipe
 
 
+@dataclasses.dataclass(frozen=True)
+class KeptCodes:
+    """Where codes lie until the model has been written.
+
+    Attributes:
+        folder: where a run of the same job was killed, its folder goes on from there.
+        digests: of the source, which tell whether it was the same.
+    """
+
+    folder: Path
+    digests: Digests
+
+
 def choose_codes(
-    opened: Opened, exported: Exported, recipe: Recipe, folder: Path, progress: Progress
+    opened: Opened, exported: Exported, recipe: Recipe, kept: KeptCodes, progress: Progress
 ) -> tuple[Coders, dict[str, Any]]:
     """Codes for every product inside a layer of the float graph, which is not changed.
-
-    Args:
-        folder: the codes lie in it until the model has been written. Where a run of the same job was killed, its folder
-            goes on from there.
 
     Returns:
         Coders for `quantize_weights`, and the facts of the text for the report.
@@ -45,18 +55,18 @@ def choose_codes(
     )
     if recipe.parity:
         require_apart(windows.tokens, evaluation_text(opened, exported, recipe).windows)
-    key = job_key(opened, exported, scheme, windows)
-    coders = calibrate(exported.model, scheme, windows.tokens, folder, progress.advance, key)
+    key = job_key(kept.digests, exported, scheme, windows)
+    coders = calibrate(exported.model, scheme, windows.tokens, kept.folder, progress.advance, key)
     return coders, windows.facts()
 
 
 def job_key(
-    opened: Opened, exported: Exported, scheme: WeightOnly, windows: Windows, others: Collection[str] = ()
+    digests: Digests, exported: Exported, scheme: WeightOnly, windows: Windows, others: Collection[str] = ()
 ) -> str:
     """A digest of all that codes depend on: the source's bytes, its graph, the text, the scheme, versions."""
     return digest(
         {
-            "source": source_digests(opened, exported.module),
+            "source": digests(exported.module),
             "graph": [f"{node.op_type} {node.name}" for node in exported.model.graph],
             "text": windows.facts(),
             "scheme": repr(scheme),

@@ -17,7 +17,7 @@ from graph_passes.lowering.half_simulation import simulate
 from graph_passes.matching import role_of
 from onnx_gpt.exporting import Exported
 from onnx_gpt.optimizing.calibrating import calibration_windows, half_fits, runnable
-from onnx_gpt.parity.metrics import divergence, log_softmax
+from onnx_gpt.parity.metrics import mean_kl
 from onnx_gpt.progress import Progress
 from onnx_gpt.recipe import Recipe
 
@@ -107,4 +107,4 @@ def _divergence(
     for model in (exact, simulated):
         with runnable(model, folder, progress, optimized=False) as candidate:
             logits.append(candidate.logits(tokens[None])[0])
-    return float(divergence(log_softmax(logits[1]), log_softmax(logits[0])).mean())
+    return mean_kl(logits[1], logits[0])

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from exporter import sources
-from exporter.checkpoint import ModuleSource, Opened
+from exporter.checkpoint import ModuleSource
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt._version import __version__
-from onnx_gpt.bundle.plan import Build, Plan, plan
+from onnx_gpt.bundle.plan import plan
 from onnx_gpt.bundle.reading import require_readable
 from onnx_gpt.bundle.staging import require_absent, require_space, scratch, unfinished
 from onnx_gpt.bundle.writing import MODEL
-from onnx_gpt.certificate.background import begin
 from onnx_gpt.certificate.probes import Asked, ask
-from onnx_gpt.certificate.source import source_digests
+from onnx_gpt.certificate.source import digesting
+from onnx_gpt.exporting import Exported
 from onnx_gpt.lineage import lineage_of
 from onnx_gpt.optimizing.building import Built, build, write
-from onnx_gpt.optimizing.publishing import bundle_facts, publish
+from onnx_gpt.optimizing.job import Job
+from onnx_gpt.optimizing.publishing import ReportOf, bundle_facts, publish
 from onnx_gpt.parity.prove import evaluation_text, prove_against, reference_of, require_passed
 from onnx_gpt.planning.prediction import Predicted
 from onnx_gpt.progress import Progress, Silent
@@ -88,48 +89,34 @@ def run(
             "give --budget, or drop --work",
             exit=Exit.USAGE,
         )
-    found = (
-        None
-        if budget is None
-        else allocate(source, parse_budget(budget), recipe, work=work, progress=progress)
-    )
-    recipe = recipe if found is None else found.recipe
+    search: dict[str, Any] = {}
+    if budget is not None:
+        found = allocate(source, parse_budget(budget), recipe, work=work, progress=progress)
+        recipe, search = found.recipe, found.json()
     made = plan(recipe)
     chooses = any(one.recipe.chooses_codes or one.recipe.is_static for one in made.builds)
-    with scratch(out) as folder, unfinished(out) if chooses else nullcontext(folder) as codes:
-        search = {} if found is None else found.json()
-        return _run(source, out, recipe, made, progress, folder, codes, search, predicted)
-
-
-def _run(
-    source: str,
-    out: Path,
-    recipe: Recipe,
-    made: Plan,
-    progress: Progress,
-    folder: Path,
-    codes: Path,
-    search: dict[str, Any],
-    predicted: Predicted | None,
-) -> Report:
     stages = Stages(progress.stage)
-    with stages.stage("load"):
-        opened = sources.load(source)
-        if not isinstance(opened, ModuleSource):
-            require_readable(opened.config, opened.files)
-    parts = begin(lambda: source_digests(opened))
-    built = [
-        _written(opened, out, made, i, folder / str(i), codes / f"{i}.codes", stages, progress)
-        for i in range(len(made.builds))
-    ]
-    asked: Asked | None = None
-    if recipe.parity:
-        with stages.stage("parity"):
-            built, asked = _proven(opened, made, built, progress)
-    exported = built[0].exported
+    with scratch(out) as folder, unfinished(out) if chooses else nullcontext(folder) as kept:
+        with stages.stage("load"):
+            opened = sources.load(source)
+            if not isinstance(opened, ModuleSource):
+                require_readable(opened.config, opened.files)
+        job = Job(opened, digesting(opened), recipe, made, out, folder, kept, stages, progress)
+        built = [_written(job, i) for i in range(len(made.builds))]
+        asked: Asked | None = None
+        if recipe.parity:
+            with stages.stage("parity"):
+                built, asked = _proven(job, built)
+        report_of = _reporter(job, source, built[0].exported, search, predicted)
+        return publish(job, built, report_of, toml_text(recipe.resolved(), predicted), asked)
 
+
+def _reporter(
+    job: Job, source: str, exported: Exported, search: dict[str, Any], predicted: Predicted | None
+) -> ReportOf:
+    """Makes the report of a folder, when its files are known."""
     lineage = lineage_of(source)
-    path = made.targets[0].models[0].path
+    path = job.plan.targets[0].models[0].path
 
     def report_of(first: ModelFacts, models: dict[str, ModelFacts], files: dict[str, int]) -> Report:
         size = sum(nbytes for name, nbytes in files.items() if name.startswith(path))
@@ -137,9 +124,9 @@ def _run(
             schema=SCHEMA,
             version=__version__,
             source=SourceFacts(uri=source, family=exported.family, parameters=exported.parameters),
-            recipe=recipe.echo(),
+            recipe=job.recipe.echo(),
             pipeline=first.pipeline,
-            stages=tuple(stages.done),
+            stages=tuple(job.stages.done),
             passes=first.passes,
             graph=first.graph,
             quantization=first.quantization,
@@ -152,51 +139,34 @@ def _run(
             lineage=lineage,
         )
 
-    text = toml_text(recipe.resolved(), predicted)
-    return publish(out, made, built, opened, parts, report_of, text, asked)
+    return report_of
 
 
-def _written(
-    opened: Opened,
-    out: Path,
-    made: Plan,
-    i: int,
-    folder: Path,
-    codes: Path,
-    stages: Stages,
-    progress: Progress,
-) -> Built:
-    """One build, in its folder. What its targets refuse is refused before anything is written."""
-    wanted = made.builds[i]
-
-    def stage(name: str) -> AbstractContextManager[dict[str, int]]:
-        return stages.stage(name if len(made.builds) == 1 else f"{wanted.name}: {name}")
-
-    built = build(opened, wanted, folder, codes, stage, progress)
-    for target, uses in zip(made.targets, made.uses, strict=True):
+def _written(job: Job, i: int) -> Built:
+    """The i-th build, in its folder. What its targets refuse is refused before anything is written."""
+    built = build(job, i)
+    for target, uses in zip(job.plan.targets, job.plan.uses, strict=True):
         if i in uses:
-            target.files(bundle_facts(built, opened))
-    require_space(out, sum(uses.count(i) for uses in made.uses) * built.nbytes)
-    with stage("write"):
-        write(built, progress)
+            target.files(bundle_facts(built, job.opened))
+    require_space(job.out, sum(uses.count(i) for uses in job.plan.uses) * built.nbytes)
+    with job.stage(job.plan.builds[i])("write"):
+        write(built, job.progress)
     return built
 
 
-def _proven(
-    opened: Opened, made: Plan, built: Sequence[Built], progress: Progress
-) -> tuple[list[Built], Asked]:
+def _proven(job: Job, built: Sequence[Built]) -> tuple[list[Built], Asked]:
     """What was built, with its parity, and what the certificate's probes hold; one reference for all.
 
     Raises:
         OnnxGptError: ``parity-failed`` (exit 5) at the first model that fails.
     """
-    strictest: Build = next((b for b in made.builds if b.recipe.quantize == "none"), made.builds[0])
-    exported = built[0].exported
+    builds, opened, exported = job.plan.builds, job.opened, built[0].exported
+    strictest = next((b for b in builds if b.recipe.quantize == "none"), builds[0])
     text = evaluation_text(opened, exported, strictest.recipe)
     proven = []
-    with reference_of(opened, exported, strictest.recipe, progress, models=len(built)) as reference:
-        for wanted, one in zip(made.builds, built, strict=True):
-            parity = prove_against(reference, text, one.folder / MODEL, wanted.recipe, progress)
+    with reference_of(opened, exported, strictest.recipe, job.progress, models=len(built)) as reference:
+        for wanted, one in zip(builds, built, strict=True):
+            parity = prove_against(reference, text, one.folder / MODEL, wanted.recipe, job.progress)
             require_passed(parity, wanted.recipe.quantize, wanted.name if len(built) > 1 else "")
             proven.append(dataclasses.replace(one, facts=one.facts.model_copy(update={"parity": parity})))
         asked = ask(reference.model, text.windows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,14 @@ from onnx_gpt.bundle.plan import Plan, folders
 from onnx_gpt.bundle.staging import staged
 from onnx_gpt.bundle.targets import BundleFacts, ModelFile, Target
 from onnx_gpt.bundle.writing import MODEL, REPORT, place
-from onnx_gpt.certificate.job import attest
+from onnx_gpt.certificate.attesting import attest
 from onnx_gpt.certificate.probes import Asked
 from onnx_gpt.exporting import opened_config
 from onnx_gpt.optimizing.building import Built
+from onnx_gpt.optimizing.job import Job
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.limits import self_limit
-from onnx_gpt.parity.metrics import divergence, log_softmax
+from onnx_gpt.parity.metrics import mean_kl
 from onnx_gpt.recipe_file import FILE as RECIPE
 from onnx_gpt.report import ModelFacts, Report
 
@@ -38,19 +38,11 @@ def bundle_facts(built: Built, opened: Opened, data_files: dict[str, int] | None
 
 
 def publish(
-    out: Path,
-    plan: Plan,
-    built: Sequence[Built],
-    opened: Opened,
-    parts: Future[dict[str, str]],
-    report_of: ReportOf,
-    recipe: str,
-    asked: Asked | None = None,
+    job: Job, built: Sequence[Built], report_of: ReportOf, recipe: str, asked: Asked | None
 ) -> Report:
-    """Put everything that was built into ``out``. Gives the report of the first target, with the files of all.
+    """Put everything that was built into a job's ``out``. Gives the report of the first target, with the files of all.
 
     Args:
-        parts: digests of the source's.
         recipe: text of the recipe.toml that makes all of this again.
         asked: what the reference said, for the certificate; None where parity was not run.
 
@@ -58,10 +50,10 @@ def publish(
         OnnxGptError: ``output-exists`` (10), ``disk-full`` (7), ``tensor-too-large`` (3); ``parity-failed`` (5) where a
             target's last step changes what a model computes; ``weights-untrue`` (5).
     """
-    places = folders(plan.targets)
+    plan, places = job.plan, folders(job.plan.targets)
     reports: list[Report] = []
     moves = _moves(plan)
-    with staged(out) as stage:
+    with staged(job.out) as stage:
         for target, name, uses in zip(plan.targets, places, plan.uses, strict=True):
             models = [built[i] for i in uses]
             folder = stage / name
@@ -70,13 +62,13 @@ def publish(
                 model.path: place(made.folder, model, folder, move=next(moves))
                 for model, made in zip(target.models, models, strict=True)
             }
-            for path, content in target.files(bundle_facts(models[0], opened, counts)).items():
+            for path, content in target.files(bundle_facts(models[0], job.opened, counts)).items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
-            (folder / RECIPE).write_text(recipe, "utf-8")
+            (folder / RECIPE).write_text(recipe, "utf-8", newline="\n")
             _finish(target, folder, models)
             reports.append(_reported(target, folder, models, report_of))
-        certificates = attest(stage, plan, built, opened, parts, asked, reports)
+        certificates = attest(stage, job, built, asked, reports)
     first = reports[0].model_copy(update={"certificates": certificates})
     if len(reports) == 1:
         return first
@@ -108,10 +100,11 @@ def _finish(target: Target, folder: Path, models: Sequence[Built]) -> None:
 
 def _require_same(opened: Path, model: ModelFile, built: Built) -> None:
     """What a runtime opens gives what the proven model gives, up to what kernels reorder."""
-    tokens = np.random.default_rng(0).integers(0, built.exported.vocab_size, (1, COMPARED))
-    theirs = log_softmax(Candidate(built.folder / MODEL).logits(tokens)[0])
-    ours = log_softmax(Candidate(opened).logits(tokens)[0])
-    found, limit = float(divergence(ours, theirs).mean()), self_limit(str(built.facts.recipe["quantize"]))
+    count = min(COMPARED, built.exported.context_length or COMPARED)
+    tokens = np.random.default_rng(0).integers(0, built.exported.vocab_size, (1, count))
+    theirs = Candidate(built.folder / MODEL).logits(tokens)[0]
+    ours = Candidate(opened).logits(tokens)[0]
+    found, limit = mean_kl(ours, theirs), self_limit(str(built.facts.recipe["quantize"]))
     if not found <= limit:
         raise OnnxGptError(
             "parity-failed",
@@ -129,5 +122,5 @@ def _reported(target: Target, folder: Path, models: Sequence[Built], report_of: 
         if path.is_file()
     }
     report = report_of(models[0].facts, several if len(several) > 1 else {}, files)
-    (folder / REPORT).write_text(report.json_text(), "utf-8")
+    (folder / REPORT).write_text(report.json_text(), "utf-8", newline="\n")
     return report

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporter.errors import OnnxGptError
+from exporter.errors import first_line, rejected
 from exporter.onnx_format.reader import read_file
 from onnx_gpt.generation.decoder_session import DTYPES
 from onnx_gpt.parity.interface import GraphInterface, interface_by_flow, interface_by_name, unloadable
@@ -106,18 +106,16 @@ class Candidate:
         ):
             if name is not None:
                 feeds[name] = self._typed(name, array)
-        if known.keep and (
-            keep or "num_logits_to_keep" in self.inputs
-        ):  # among inputs where it has no default
+        # Among inputs where it has no default: then it must be fed.
+        if known.keep and (keep or "num_logits_to_keep" in self.inputs):
             feeds["num_logits_to_keep"] = np.array(keep, np.int64)
         names = [known.logits, *(slot.present for slot in known.slots)]
         try:
             logits, *presents = self.session.run(names, feeds)
         except Exception as error:  # the runtime has an exception class for each of its status codes
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OnnxGptError(
+            raise rejected(
                 "model-run-failed",
-                f"onnxruntime cannot run {self.path.name}: {first}",
+                f"onnxruntime cannot run {self.path.name}: {first_line(error)}",
                 "export the model with a batch and a sequence length that are free",
             ) from error
         after = {slot.past: array for slot, array in zip(known.slots, presents, strict=True)}

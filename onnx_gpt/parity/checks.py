@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-import numpy as np
-
 from exporter.errors import OnnxGptError
 from onnx_gpt.parity.cases import PREFILL, STEPS, Case, Compared, Held, NotRun, Trial, cases
-from onnx_gpt.parity.metrics import divergence, log_softmax
+from onnx_gpt.parity.metrics import mean_kl
 from onnx_gpt.parity.noise import WORST_FACTOR, deviation, row_differences
 from onnx_gpt.report import Check, Noise
 
@@ -78,8 +76,3 @@ def _in_noise(found: Compared, noise: Noise) -> Check:
         limit=WORST_FACTOR,
         unit="x noise",
     )
-
-
-def mean_kl(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Mean KL(theirs ‖ ours) of rows of logits ``[N, V]``, nats."""
-    return float(divergence(log_softmax(ours), log_softmax(theirs)).mean())

@@ -88,31 +88,51 @@ def compare(
     if exact and noise is None:
         progress(0, len(text.windows), "the reference's own noise")
         noise = measure(reference, text.windows)
-    agreement = Agreement()
-    for i, window in enumerate(text.windows):
-        ours, theirs = candidate.logits(window[None])[0], reference.logits(window[None])[0]
-        _require_shape(ours, theirs)
-        agreement.add(ours[:-1], theirs[:-1], window[1:])
-        progress(i + 1, len(text.windows), "windows of text")
+    agreement, vocab = _agreement(candidate, reference, text, progress)
     tie = SIGMAS * WORST_FACTOR * noise.worst if exact and noise is not None else 0.0
     count = min(GREEDY_TOKENS, text.windows.shape[1] // 2)
     prompt = text.windows[0][: min(GREEDY_PROMPT, text.windows.shape[1] // 2)]
     progress(len(text.windows), len(text.windows), "greedy text")
     greedy = _greedy(candidate, reference, prompt, count, tie or NEAR)
     tokens = text.windows[0][:LENGTH]
-    trial = Trial(candidate, reference, tokens, ours.shape[-1], facts.context, facts.window, memory)
     checks = run_checks(
-        trial,
+        Trial(candidate, reference, tokens, vocab, facts.context, facts.window, memory),
         noise=noise if exact else None,
         limit=self_limit(scheme),
         far_limit=P99_FACTOR * limits.numbers()[0],
         skip=skip,
         progress=lambda name: progress(len(text.windows), len(text.windows), name),
     )
-    checks |= extra or {}
-    return _judged(
-        agreement, greedy, checks, (candidate.name, reference.name), text, tie, limits, scheme, noise, facts
+    measured = Parity(
+        candidate=candidate.name,
+        reference=reference.name,
+        scheme=scheme,
+        parameters=facts.parameters,
+        text=text.origin,
+        **agreement.figures(tie),
+        greedy_tokens=greedy.tokens,
+        greedy_agreed=greedy.agreed,
+        greedy_divergence=greedy.divergence,
+        noise=noise,
+        checks={**checks, **(extra or {})},
+        limits=limits,
+        verdict="pass",
     )
+    failures = tuple(failures_of(measured))
+    return measured.model_copy(update={"failures": failures, "verdict": "fail" if failures else "pass"})
+
+
+def _agreement(
+    candidate: Model, reference: Model, text: EvaluationTokens, progress: Callable[[int, int, str], None]
+) -> tuple[Agreement, int]:
+    """How far the two are apart on all windows, and the size of their vocabulary."""
+    agreement = Agreement()
+    for i, window in enumerate(text.windows):
+        ours, theirs = candidate.logits(window[None])[0], reference.logits(window[None])[0]
+        _require_shape(ours, theirs)
+        agreement.add(ours[:-1], theirs[:-1], window[1:])
+        progress(i + 1, len(text.windows), "windows of text")
+    return agreement, ours.shape[-1]
 
 
 def _require_shape(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -140,52 +160,6 @@ def _greedy(candidate: Greedily, reference: Reference, prompt: np.ndarray, count
         return Greedy(count, count, "none")
     near = float(logits[agreed, theirs[agreed]] - logits[agreed, ours[agreed]]) <= tie
     return Greedy(count, agreed, "near tie" if near else "different")
-
-
-def _judged(
-    agreement: Agreement,
-    greedy: Greedy,
-    checks: dict[str, Check],
-    names: tuple[str, str],
-    text: EvaluationTokens,
-    tie: float,
-    limits: Limits,
-    scheme: str,
-    noise: Noise | None,
-    facts: Facts,
-) -> Parity:
-    mean_kl, p99_kl, max_kl = agreement.kl_statistics()
-    top1, near_ties = agreement.top1(tie)
-    perplexity, reference_perplexity = agreement.perplexities()
-    log_ratio, log_error = agreement.log_ratio()
-    measured = Parity(
-        candidate=names[0],
-        reference=names[1],
-        scheme=scheme,
-        parameters=facts.parameters,
-        text=text.origin,
-        tokens=agreement.tokens,
-        max_abs=agreement.max_abs,
-        mean_kl=mean_kl,
-        mean_kl_error=agreement.kl_error(),
-        p99_kl=p99_kl,
-        max_kl=max_kl,
-        top1=top1,
-        near_ties=near_ties,
-        perplexity=perplexity,
-        reference_perplexity=reference_perplexity,
-        perplexity_ratio_error=math.exp(log_ratio) * log_error,
-        greedy_tokens=greedy.tokens,
-        greedy_agreed=greedy.agreed,
-        greedy_divergence=greedy.divergence,
-        noise=noise,
-        deviation=agreement.deviation(),
-        checks=checks,
-        limits=limits,
-        verdict="pass",
-    )
-    failures = tuple(failures_of(measured))
-    return measured.model_copy(update={"failures": failures, "verdict": "fail" if failures else "pass"})
 
 
 def failures_of(parity: Parity) -> Iterator[str]:
@@ -226,6 +200,3 @@ def failures_of(parity: Parity) -> Iterator[str]:
 def top1_error(parity: Parity) -> float:
     """Standard error of the share of tokens with the same choice."""
     return math.sqrt(max(parity.top1 * (1 - parity.top1), 0.0) / max(parity.tokens, 1))
-
-
-ReferenceModel = Reference

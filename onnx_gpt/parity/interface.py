@@ -9,10 +9,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from exporter.errors import OnnxGptError
+from exporter.control import KEEP
+from exporter.errors import OnnxGptError, first_line, rejected
 from exporter.onnx_format.reader import read_file
 from graph_passes.control.caches import caches_of
-from graph_passes.control.interface import KEEP, interface_of
+from graph_passes.control.interface import interface_of
 from graph_passes.inference import facts
 from onnx_gpt.exporting import interface_unknown, logits_of
 from onnx_gpt.generation.decoder_session import DTYPES
@@ -130,7 +131,8 @@ def _name(value: ir.Value | None) -> str | None:
 
 def unloadable(path: Path, error: Exception) -> OnnxGptError:
     """The refusal of a file that onnxruntime does not take."""
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return OnnxGptError(
-        "model-unloadable", f"onnxruntime does not load {str(path)!r}: {first}", "export the model again"
+    return rejected(
+        "model-unloadable",
+        f"onnxruntime does not load {str(path)!r}: {first_line(error)}",
+        "export the model again",
     )

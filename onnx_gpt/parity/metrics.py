@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 
+from onnx_gpt.parity.noise import deviation, spread_of
 from onnx_gpt.report import Deviation
 
 NEAR = 0.105
@@ -41,7 +44,7 @@ class Agreement:
             gap = reference[rows].max(-1) - reference[rows][index, chosen]
             self.gap.append(gap)
             delta = logits[rows] - reference[rows]
-            self.difference.append(delta.std(-1, dtype=np.float64))
+            self.difference.append(spread_of(delta))
             self.max_abs = max(self.max_abs, float(np.abs(delta).max()))
 
     @property
@@ -58,8 +61,7 @@ class Agreement:
 
     def deviation(self) -> Deviation:
         """How far the logits are apart (`onnx_gpt.parity.noise`)."""
-        rows = np.concatenate(self.difference)
-        return Deviation(worst=float(rows.max()), rms=float(np.sqrt((rows**2).mean())))
+        return deviation(np.concatenate(self.difference))
 
     def kl_error(self) -> float:
         """Standard error of the mean KL."""
@@ -77,6 +79,27 @@ class Agreement:
         """Mean, 99th percentile and maximum of the KL divergence, nats a token."""
         kl = np.concatenate(self.kl)
         return float(kl.mean()), float(np.quantile(kl, 0.99)), float(kl.max())
+
+    def figures(self, tie: float) -> dict[str, Any]:
+        """All of it by the names of `Parity`; ``tie`` as of `top1`."""
+        mean_kl, p99_kl, max_kl = self.kl_statistics()
+        top1, near_ties = self.top1(tie)
+        perplexity, reference_perplexity = self.perplexities()
+        log_ratio, log_error = self.log_ratio()
+        return {
+            "tokens": self.tokens,
+            "max_abs": self.max_abs,
+            "mean_kl": mean_kl,
+            "mean_kl_error": self.kl_error(),
+            "p99_kl": p99_kl,
+            "max_kl": max_kl,
+            "top1": top1,
+            "near_ties": near_ties,
+            "perplexity": perplexity,
+            "reference_perplexity": reference_perplexity,
+            "perplexity_ratio_error": math.exp(log_ratio) * log_error,
+            "deviation": self.deviation(),
+        }
 
     def perplexities(self) -> tuple[float, float]:
         """Perplexity of the candidate and of the reference on the same tokens."""
@@ -98,6 +121,11 @@ def divergence(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """KL(theirs ‖ ours) of each row of log-probabilities ``[S, V]``, in nats: float64 ``[S]``."""
     kl: np.ndarray = (np.exp(theirs) * (theirs - ours)).sum(-1).clip(min=0.0)
     return kl
+
+
+def mean_kl(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Mean KL(theirs ‖ ours) of rows of logits ``[N, V]``, in nats."""
+    return float(divergence(log_softmax(ours), log_softmax(theirs)).mean())
 
 
 def _error(values: np.ndarray) -> float:

@@ -69,8 +69,3 @@ def spread_of(rows: np.ndarray) -> np.ndarray:
 def deviation(rows: np.ndarray) -> Deviation:
     """The worst and the root mean square of what `row_differences` gave."""
     return Deviation(worst=float(rows.max()), rms=float(np.sqrt((rows**2).mean())))
-
-
-def multiples(found: Deviation, noise: Noise) -> tuple[float, float]:
-    """A deviation in the mean and at the worst position, as multiples of what noise allows; above 1 is too far."""
-    return found.rms / (FACTOR * noise.rms), found.worst / (WORST_FACTOR * noise.worst)

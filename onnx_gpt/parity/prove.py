@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.checkpoint import Checkpoint, ModuleSource, Opened
+from exporter.checkpoint import Checkpoint, Opened
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.exporting import Exported
 from onnx_gpt.parity.candidate import Candidate
@@ -30,16 +30,10 @@ CASE_BYTES = 64 << 20
 """Bytes that a case's cache may take while a bundle is made; `validate` takes more."""
 
 
-def prove(opened: Opened, exported: Exported, model: Path, recipe: Recipe, progress: Progress) -> Parity:
-    """Compare one written model with the reference, under the recipe's limits."""
-    with reference_of(opened, exported, recipe, progress) as reference:
-        return prove_against(reference, evaluation_text(opened, exported, recipe), model, recipe, progress)
-
-
 def prove_against(
     reference: Standard, text: EvaluationTokens, model: Path, recipe: Recipe, progress: Progress
 ) -> Parity:
-    """The same with a reference that is open already, for several models after each other."""
+    """Compare a written model with a reference, which may serve several after each other, under a recipe's limits."""
     scheme = judged_as(scheme_of(model), recipe.gate)
     limits = (recipe.limits or Limits()).or_else(limits_of(scheme, reference.facts.parameters))
     progress.stage(f"parity, {stated(scheme, limits)}")
@@ -96,10 +90,10 @@ def reference_of(
     Args:
         models: how many will be held against it; for several, what it gives is kept in files.
     """
-    if not has_torch() and (isinstance(opened, ModuleSource) or _wants_torch(opened, recipe)):
+    if _wants_torch(opened, recipe) and not has_torch():
         raise reference_missing()
     with (
-        reference_model(opened, exported, recipe.context_length, progress) as model,
+        reference_model(opened, progress, context=recipe.context_length, module=exported.module) as model,
         tempfile.TemporaryDirectory(prefix="onnx-gpt-reference-") as folder,
     ):
         known = Recalled(model, Path(folder), MOST_KEPT) if models > 1 else model

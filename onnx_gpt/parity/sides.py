@@ -12,19 +12,18 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter import sources
-from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
+from exporter.checkpoint import GraphSource, ModuleSource, Opened
 from exporter.errors import OnnxGptError, rejected
 from exporter.onnx_format.reader import read_file
-from exporter.sources import module as module_source
 from exporter.sources.hf_directory import INDEX, WEIGHTS
 from onnx_gpt.bundle.reading import CONTEXT_KEYS, read_bundle
 from onnx_gpt.bundle.writing import REPORT
 from onnx_gpt.exporting import export
 from onnx_gpt.parity.candidate import Candidate
-from onnx_gpt.parity.gate import Either, Facts, Greedily
+from onnx_gpt.parity.gate import Facts, Greedily
 from onnx_gpt.parity.limits import BLOCKED, gate_of, scheme_of
 from onnx_gpt.parity.prove import judged_as
-from onnx_gpt.parity.standard import facts_of, has_torch, original, reference_missing, torch_or_float_bundle
+from onnx_gpt.parity.standard import facts_of, reference_model
 from onnx_gpt.parity.told import told_beside
 from onnx_gpt.progress import Progress
 
@@ -66,38 +65,13 @@ def open_side(uri: str) -> Side:
 
 
 @contextmanager
-def as_reference(side: Side, threads: int, progress: Progress) -> Iterator[Either]:
-    """Run a side as exactly as it can be.
-
-    Raises:
-        OnnxGptError: ``reference-missing`` (exit 8) where a module's torch is not installed.
-    """
-    if isinstance(side.opened, GraphSource):
-        with original(side.opened, progress, threads) as graph:
-            yield graph
-    elif isinstance(side.opened, Checkpoint):
-        with torch_or_float_bundle(side.opened, None, progress) as model:
-            yield model
-    else:
-        yield _module(side.opened)
-
-
-@contextmanager
 def as_candidate(side: Side, threads: int, progress: Progress) -> Iterator[Greedily]:
     """Run a side as it is used: a graph with onnxruntime's optimizations, in the precision that it has."""
     if isinstance(side.opened, GraphSource):
         yield Candidate(side.opened.path, threads, name=side.uri)
         return
-    with as_reference(side, threads, progress) as model:
+    with reference_model(side.opened, progress, threads=threads) as model:
         yield model
-
-
-def _module(opened: ModuleSource) -> Either:
-    if not has_torch():
-        raise reference_missing()
-    from onnx_gpt.parity.torch_model import TorchModel
-
-    return TorchModel(module_source.instantiate(opened))
 
 
 def _graph_of_folder(uri: str) -> str | None:

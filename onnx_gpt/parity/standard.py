@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from exporter.checkpoint import Checkpoint, GraphSource, Opened
 from exporter.errors import Exit, OnnxGptError
 from exporter.onnx_format.halves import has_halves
 from exporter.onnx_format.reader import read_file
+from exporter.sources.module import instantiate
 from graph_passes import ORT_PIPELINE, run_pipeline
 from onnx_gpt.bundle.writing import MODEL, save
 from onnx_gpt.exporting import Exported, export
@@ -30,12 +32,7 @@ class Standard:
 
     def __init__(self, model: Reference, facts: Facts) -> None:
         self.model, self.facts = model, facts
-        self.name = model.name
         self._noise: Noise | None = None
-
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """float32 ``[B, S, V]`` of whole sequences, int64 ``[B, S]``."""
-        return self.model.logits(tokens)
 
     def noise(self, windows: np.ndarray) -> Noise:
         if self._noise is None:
@@ -66,7 +63,7 @@ def torch_or_float_bundle(opened: Checkpoint, context: int | None, progress: Pro
 
 
 @contextmanager
-def original(opened: GraphSource, progress: Progress, threads: int = 0) -> Iterator[Either]:
+def original(opened: GraphSource, progress: Progress, threads: int) -> Iterator[Either]:
     """The file's graph, run as it stands; one in half precision in float32, where its own rounding is not in the way.
 
     A quantized graph is optimized as it is when it is used: some of its kernels need folded constants.
@@ -83,23 +80,30 @@ def original(opened: GraphSource, progress: Progress, threads: int = 0) -> Itera
 
 @contextmanager
 def reference_model(
-    opened: Opened, exported: Exported, context: int | None, progress: Progress
+    opened: Opened, progress: Progress, *, context: int | None = None, threads: int = 0, module: Any = None
 ) -> Iterator[Either]:
-    """The model of a source, as exact as it can be run.
+    """The model of a source, run as exactly as it can be.
+
+    Args:
+        context: tokens that a checkpoint is exported for, where torch is not there to run it; its own where None.
+        threads: of onnxruntime; its own choice where 0.
+        module: what a module's source has been made to be, where that has been done.
 
     Raises:
         OnnxGptError: ``reference-missing`` (exit 8) where a module's torch is not installed; what opening raises.
     """
     if isinstance(opened, GraphSource):
-        with original(opened, progress) as graph:
+        with original(opened, progress, threads) as graph:
             yield graph
     elif isinstance(opened, Checkpoint):
         with torch_or_float_bundle(opened, context, progress) as model:
             yield model
     else:
+        if not has_torch():
+            raise reference_missing()
         from onnx_gpt.parity.torch_model import TorchModel
 
-        yield TorchModel(exported.module)
+        yield TorchModel(instantiate(opened) if module is None else module)
 
 
 def has_torch() -> bool:

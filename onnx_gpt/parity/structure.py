@@ -42,7 +42,6 @@ NAMED = 8
 LARGEST = 3 << 30
 """Bytes of a float twin that is written to be run; that of a larger model is not run."""
 
-
 CHECKS = ("weights", "codes", "float_twin")
 NO_REPORT = "no report beside the graph says how its channels were turned or scaled"
 
@@ -63,17 +62,27 @@ class Known:
     weights: Mapping[str, Weight]
 
 
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What a float twin is held against, and how.
+
+    Attributes:
+        windows: of text, tokens ``[N, S]``; the first is run.
+        noise: gives the reference's own; asked only where the twin is run.
+        memory: bytes that the cache of a case may take.
+        skip: cases that are not to be run.
+    """
+
+    reference: Model
+    facts: Facts
+    windows: np.ndarray
+    noise: Callable[[], Noise]
+    memory: int
+    skip: Collection[str]
+
+
 def structure_checks(
-    path: Path,
-    scheme: str,
-    source: Opened,
-    reference: Model,
-    facts: Facts,
-    windows: np.ndarray,
-    noise: Callable[[], Noise],
-    memory: int,
-    skip: Collection[str],
-    progress: Progress,
+    path: Path, scheme: str, source: Opened, against: Standing, progress: Progress
 ) -> dict[str, Check]:
     """The checks of `CHECKS`; not run, with the reason, where the source says nothing of the roles.
 
@@ -81,8 +90,7 @@ def structure_checks(
         path: the candidate's graph.
         scheme: that it is judged as: a float one is its own twin, and only its weights are looked at.
         source: what the reference was opened from.
-        noise: gives the reference's own; asked only where the twin is run.
-        skip: cases that are not to be run.
+        against: for the twin.
     """
     model = read_file(path)
     wanted = CHECKS[:1] if scheme == "none" else CHECKS
@@ -105,7 +113,7 @@ def structure_checks(
         save(model, Path(folder), progress)
         twin = Candidate(Path(folder) / MODEL, name="float twin")
         progress.advance(0, 1, "the float twin")
-        found = _twin_check(twin, reference, facts, windows, noise(), memory, skip)
+        found = _twin_check(twin, against)
     return checks | {"float_twin": found}
 
 
@@ -131,21 +139,15 @@ def _codes_check(known: Known) -> Check:
     )
 
 
-def _twin_check(
-    twin: Candidate,
-    reference: Model,
-    facts: Facts,
-    windows: np.ndarray,
-    noise: Noise,
-    memory: int,
-    skip: Collection[str],
-) -> Check:
+def _twin_check(twin: Candidate, against: Standing) -> Check:
     """The twin on a text and in every case, as a float candidate is judged; the worst of all."""
-    window = windows[0]
+    reference, facts, noise, window = against.reference, against.facts, against.noise(), against.windows[0]
     ours, theirs = twin.logits(window[None])[0], reference.logits(window[None])[0]
     found = deviation(row_differences(ours, theirs))
-    trial = Trial(twin, reference, window[:LENGTH], ours.shape[-1], facts.context, facts.window, memory)
-    cases = run_checks(trial, noise=noise, limit=0.0, far_limit=0.0, skip=skip)
+    trial = Trial(
+        twin, reference, window[:LENGTH], ours.shape[-1], facts.context, facts.window, against.memory
+    )
+    cases = run_checks(trial, noise=noise, limit=0.0, far_limit=0.0, skip=against.skip)
     failed = [name for name, check in cases.items() if check.verdict == "fail"]
     values = {name: check.value / WORST_FACTOR for name, check in cases.items() if check.value is not None}
     values["text, in the mean"] = found.rms / noise.rms / FACTOR

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from exporter.errors import Exit, OnnxGptError, rejected
 
+MOST_TOKENS, LEAST = 1 << 40, 8
 CALIBRATION_FIFTHS = 4
 """Fifths of Python's own text that calibration and training may read; evaluation reads what comes after them."""
 
@@ -27,7 +30,13 @@ class EvaluationTokens:
 
 
 def evaluation_tokens(
-    tokenizer_json: bytes | None, vocab_size: int, *, tokens: int, window: int, path: Path | None = None
+    tokenizer_json: bytes | None,
+    vocab_size: int,
+    *,
+    tokens: int,
+    window: int,
+    path: Path | None = None,
+    fewer: bool = False,
 ) -> EvaluationTokens:
     """Windows of evaluation text.
 
@@ -36,6 +45,7 @@ def evaluation_tokens(
         tokens: predicted positions wanted, at least.
         window: tokens of a window.
         path: UTF-8 text of the user's; the held-out part of ``pydoc_data.topics`` by default.
+        fewer: take a text of one window or more as it is.
 
     Raises:
         OnnxGptError: ``text-too-short`` or ``text-unreadable``.
@@ -48,7 +58,7 @@ def evaluation_tokens(
 
     tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
     tokenizer.no_truncation()
-    text, origin = _text(path)
+    tokenizer.no_padding()
     prefix = tokenizer.encode("").ids
     body = window - len(prefix)
     if body < 1:
@@ -57,13 +67,14 @@ def evaluation_tokens(
             f"a context of {window} tokens is full of the {len(prefix)} that the tokenizer begins a text with",
             "give a longer --context-length",
         )
-    ids = _encode_enough(tokenizer, text, count * body)
+    origin = "pydoc_data.topics, last fifth" if path is None else path.name
+    ids = _encode_enough(tokenizer, _pieces(path), count * body, origin)
     have = len(ids) // body
-    if have == 0:
+    if have < (1 if fewer else count):
         raise rejected(
             "text-too-short",
-            f"{origin} holds {len(ids)} tokens, one window takes {body}",
-            f"give a text of at least {count * body} tokens",
+            f"{origin} holds {len(ids)} tokens, {body if fewer else count * body} are to be evaluated on",
+            "give a longer text" + ("" if fewer else ", or fewer --tokens"),
         )
     windows = np.array(ids[: min(have, count) * body], np.int64).reshape(-1, body)
     start = np.tile(np.array(prefix, np.int64), (len(windows), 1))
@@ -72,50 +83,64 @@ def evaluation_tokens(
 
 def require_some(tokens: int) -> None:
     """Raise ``text-too-short`` (exit 2) where no token is to be evaluated on."""
-    if tokens < 1:
+    if not 1 <= tokens <= MOST_TOKENS:
         raise OnnxGptError(
             "text-too-short",
-            f"{tokens} tokens are nothing to evaluate on",
-            "give --tokens a number above 0",
+            f"{tokens} tokens are nothing to evaluate on" if tokens < 1 else "no text has so many tokens",
+            f"give --tokens a number from 1 to {MOST_TOKENS}",
             exit=Exit.USAGE,
         )
 
 
 def even_window(tokens: int, longest: int) -> int:
-    """Tokens of a window, so that as few as there must be hold so many predicted ones, and hardly more."""
+    """Tokens of a window, so that as few as there must be hold so many predicted ones, and hardly more.
+
+    `LEAST` at least, where the context holds as many: what cases are about shows in no fewer.
+    """
     require_some(tokens)
     count = -(-tokens // (longest - 1))
-    return min(longest, -(-tokens // count) + 1)
+    return min(longest, max(LEAST, -(-tokens // count) + 1))
 
 
-def _encode_enough(tokenizer: object, text: str, wanted: int) -> list[int]:
-    """Encode by slices of characters until there are enough tokens: a long text costs no more than is used."""
+def _encode_enough(tokenizer: Any, pieces: Iterable[str], wanted: int, origin: str) -> list[int]:
+    """Encode pieces of a text until there are enough tokens."""
     ids: list[int] = []
-    for start in range(0, len(text), 16384):
-        ids += tokenizer.encode(text[start : start + 16384], add_special_tokens=False).ids  # type: ignore[attr-defined]
+    for piece in pieces:
+        try:
+            ids += tokenizer.encode(piece, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare Exception, where it has no token for a word, say
+            raise rejected(
+                "tokenizer-invalid",
+                f"the tokenizer cannot read {origin}: {error}",
+                "give --text of its words",
+            ) from error
         if len(ids) >= wanted:
             break
     return ids
 
 
-def _text(path: Path | None) -> tuple[str, str]:
+def _pieces(path: Path | None) -> Iterator[str]:
+    """The evaluation text, `PIECE` characters at a time: no more of a file is read than is used."""
     if path is None:
-        return _documentation()[1], "pydoc_data.topics, last fifth"
+        text = _documentation()[1]
+        yield from (text[start : start + PIECE] for start in range(0, len(text), PIECE))
+        return
     try:
-        return path.read_text("utf-8"), path.name
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig") as stream:
+            yield from iter(lambda: stream.read(PIECE), "")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
         raise rejected("text-unreadable", f"{path}: {error}", "give a readable UTF-8 text file") from error
 
 
-SAMPLE = 16384
-"""Characters that two tokenizers are compared on, beside `AWKWARD`."""
+PIECE = 16384
+"""Characters that are encoded at once; two tokenizers are compared on the first, and on `AWKWARD`."""
 AWKWARD = "\n\n  naïve café\t“quotes” — 12 345.67€ 中文 русский 🙂 x²=√2 <|im_start|> don't\u00a0wrap\r\n"
 """Text on which tokenizers differ that agree on plain English."""
 
 
 def evaluation_sample(path: Path | None) -> str:
     """Some of the evaluation text, and what no English text holds."""
-    return _text(path)[0][:SAMPLE] + AWKWARD
+    return next(_pieces(path), "") + AWKWARD
 
 
 def calibration_text() -> str:

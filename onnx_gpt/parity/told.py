@@ -42,7 +42,7 @@ def told_beside(model: Path) -> Told | None:
             name = model.relative_to(folder).as_posix()
             if folder == model.parent or name in report["files"]:
                 return _told(report.get("models", {}).get(name, report)["recipe"], name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise rejected(
                 "bundle-invalid", f"{path} is not a report: {error}", "build the bundle again"
             ) from error

@@ -28,7 +28,6 @@ class TorchModel:
     cache_axis = 2
     cached = False
     """transformers' own cache is nothing that is to be proven."""
-    vocab_size = None
 
     def __init__(self, source: Checkpoint | Any) -> None:
         self.reference = Reference(source)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,24 +41,16 @@ def prune(
     source: str,
     out: str | Path,
     *,
-    method: str | None = None,
-    sparsity: float | None = None,
-    pattern: str | None = None,
-    structured: str | None = None,
-    allocate: str | None = None,
-    calibration: Path | None = None,
-    text: Path | None = None,
-    tokens: int = 2048,
-    windows: int = 32,
-    probe: int = 4,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> PruneReport:
     """Make a checkpoint smaller, or sparser.
 
     Args:
         source: a checkpoint, as `exporter.sources.load` takes it.
         out: directory to make; it appears whole, or not at all.
-        progress: told what happens. The other settings are those of `PruneRecipe`.
+        progress: told what happens.
+        settings: those of `PruneRecipe`.
 
     Returns:
         What ``report.json`` of the result says.
@@ -66,10 +59,7 @@ def prune(
         OnnxGptError: ``prune-invalid`` (exit 2), ``prune-needs-checkpoint``, ``variant-impossible`` (exit 3), those
             of calibration text, and ``output-exists`` (exit 10).
     """
-    recipe = PruneRecipe(
-        method, sparsity, pattern, structured, allocate, calibration, text, tokens, windows, probe
-    )
-    return run(source, Path(out), recipe, progress or Silent())
+    return run(source, Path(out), PruneRecipe(**settings), progress or Silent())
 
 
 def run(source: str, out: Path, recipe: PruneRecipe, progress: Progress) -> PruneReport:
@@ -115,7 +105,7 @@ def run(source: str, out: Path, recipe: PruneRecipe, progress: Progress) -> Prun
                 variant=variant_of(written.config) is not None,
                 **made.facts,
             )
-            (stage / REPORT).write_text(report.json_text(), "utf-8")
+            (stage / REPORT).write_text(report.json_text(), "utf-8", newline="\n")
     return report
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from calibration.pruning.sparsity import Sparsity, invalid, sparsity_of
 from calibration.pruning.weights import method_of
+from onnx_gpt.recipe import HELD_OUT_TEXT, OWN_TEXT
 
-ALLOCATIONS = ("searched", "uniform")
+Allocation = Literal["searched", "uniform"]
 STRUCTURES = ("ffn", "heads", "hidden", "layers", "vocab")
 USED = "used"
 """What ``vocab`` may be: the tokens that the calibration text uses."""
@@ -76,27 +77,32 @@ def _amount(name: str, value: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class PruneRecipe:
-    """What `onnx_gpt.prune` is to do.
+    """What `onnx_gpt.prune` is to do, declared once: Python and the command line take it from here.
 
     Attributes:
-        method: of `calibration.pruning.weights` for single weights, ``sparsegpt`` by default; for structures
-            ``fitted``, the default, or ``magnitude``, a baseline for feed-forwards.
-        sparsity: share of the weights of linear maps that become zero.
-        pattern: ``2:4`` keeps two of each four.
-        structured: what is taken out, as `structures_of` reads it; then there is no sparsity.
-        allocate: ``searched`` asks more of layers that can bear it, ``uniform`` as much of each; searched by
-            default, but for a pattern, which is the same everywhere.
-        calibration: text that scores are taken from; Python's own documentation where None.
-        text, tokens: what perplexity is measured on, and on how many tokens at least.
-        windows: of calibration text, 512 tokens each where the context holds as many.
-        probe: of these, how many the search measures on.
+        sparsity: Share of the weights inside layers that become zero, 0 to 1.
+        pattern: N:M keeps N of every M neighbouring weights: 2:4, 4:8.
+        structured: What to take out: ffn=SHARE (neurons), heads=SHARE (with what shares their keys), hidden=SHARE
+            (channels of the residual stream), layers=NUMBER or SHARE, vocab=used (tokens that --calibration does not
+            use go), separated by commas.
+        method: sparsegpt, wanda or magnitude for --sparsity, sparsegpt by default. fitted or, to compare, magnitude
+            for --structured.
+        allocate: searched asks more of layers that can bear it; uniform as much of each. With uniform, the
+            feed-forwards of a result are alike and any program can read it; otherwise it may be a variant that only
+            onnx-gpt reads.
+        calibration: Text that scores are taken from: .txt, .jsonl, .parquet, .npy, a folder. Python's documentation by
+            default.
+        text: UTF-8 file to measure perplexity on; held-out English of Python's own documentation by default.
+        tokens: Tokens to measure it on, at least.
+        windows: Windows of calibration text, 512 tokens each where the context holds as many.
+        probe: Of these, how many the search measures on.
     """
 
-    method: str | None = None
     sparsity: float | None = None
     pattern: str | None = None
     structured: str | None = None
-    allocate: str | None = None
+    method: str | None = None
+    allocate: Allocation | None = None
     calibration: Path | None = None
     text: Path | None = None
     tokens: int = 2048
@@ -104,8 +110,9 @@ class PruneRecipe:
     probe: int = 4
 
     def __post_init__(self) -> None:
-        if self.allocate not in (None, *ALLOCATIONS):
-            raise invalid(f"there is no allocation {self.allocate!r}", f"use one of {', '.join(ALLOCATIONS)}")
+        if self.allocate not in (None, *get_args(Allocation)):
+            known = " or ".join(get_args(Allocation))
+            raise invalid(f"there is no allocation {self.allocate!r}", f"use {known}")
         if self.structured is None:
             self._check_weights()
         else:
@@ -172,12 +179,12 @@ class PruneRecipe:
             what = {"sparsity": self.wanted_sparsity.share} | (
                 {"pattern": self.pattern} if self.pattern else {}
             )
-        given = str(self.calibration or "Python's own documentation: better give text of your own")
+        given = str(self.calibration or OWN_TEXT)
         return {
             "method": self.resolved_method,
             **what,
             "allocate": "searched" if self.searches else "uniform",
             **({"calibration": given, "windows": self.windows} if self.reads_text else {}),
-            "text": str(self.text) if self.text else "held-out part of Python's own documentation",
+            "text": str(self.text or HELD_OUT_TEXT),
             "tokens": self.tokens,
         }

@@ -14,7 +14,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.variants import LayerSizes
 from exporter.weights import STORED_DTYPES, NotFloat, Weight
 from onnx_gpt.pruning.perplexity import Score
-from onnx_gpt.report import Stage
+from onnx_gpt.report import Frozen, Stage
 
 SCHEMA = "onnx-gpt/prune/1"
 LEVEL = 1
@@ -26,26 +26,24 @@ ZEROS = (
 )
 
 
-class Size(pydantic.BaseModel):
+class Size(Frozen):
     """Of a model: parameters, bytes of its weights as written, and what zlib makes of them."""
 
-    model_config = pydantic.ConfigDict(frozen=True)
     parameters: int
     nbytes: int
     compressed: int
 
 
-class Side(pydantic.BaseModel):
+class Side(Frozen):
     """The model before or after."""
 
-    model_config = pydantic.ConfigDict(frozen=True)
     size: Size
     perplexity: float
     bits_per_byte: float | None
     text_tokens: int
 
 
-class PruneReport(pydantic.BaseModel):
+class PruneReport(Frozen):
     """What `prune` returns, and writes to ``report.json``.
 
     Attributes:
@@ -59,7 +57,6 @@ class PruneReport(pydantic.BaseModel):
             then.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, protected_namespaces=(), populate_by_name=True)
     schema_: str = pydantic.Field(default=SCHEMA, alias="schema", serialization_alias="schema")
     version: str
     source: str

@@ -94,7 +94,7 @@ def layers_gone(wanted: Structures, have: int) -> int:
     """
     count = round(wanted.layers) if wanted.layers >= 1 else max(1, round(wanted.layers * have))
     if not 0 < count < have:
-        raise invalid(f"{count} of {have} layers cannot go", "ask for fewer, or for a larger share")
+        raise invalid(f"{count:.3g} of {have} layers cannot go", "ask for fewer")
     return count
 
 
@@ -106,8 +106,17 @@ def equal_sizes(layers: Sequence[Layer], wanted: Structures) -> list[LayerSizes]
     if not wanted.ffn:
         return sizes
     multiple = _multiple(sizes[0].ffn)
-    left = [max(1, round((1 - wanted.ffn) * size.ffn / multiple)) * multiple for size in sizes]
-    return [size.model_copy(update={"ffn": ffn}) for size, ffn in zip(sizes, left, strict=True)]
+    return [size.model_copy(update={"ffn": _ffn_left(size.ffn, wanted.ffn, multiple)}) for size in sizes]
+
+
+def _ffn_left(have: int, share: float, multiple: int) -> int:
+    """Neurons that are left of a layer's: a multiple, and fewer than there were."""
+    most = (have - 1) // multiple
+    if most < 1:
+        raise invalid(
+            f"of {have} neurons, in steps of {multiple}, none can go", "leave ffn out of --structured"
+        )
+    return min(most, max(1, round((1 - share) * have / multiple))) * multiple
 
 
 def resolved(opened: Checkpoint, wanted: Structures) -> Structures:
@@ -192,7 +201,9 @@ def _with_heads(size: LayerSizes, units: int, share: float) -> LayerSizes:
     if share and not 0 < gone < units:
         raise invalid(
             f"{share:g} of {units} heads, or groups that share keys and values, is {gone}",
-            f"ask for a share of {1 / units:.2f} or more that leaves one",
+            f"ask for a share of {1 / units:.2f} or more that leaves one"
+            if units > 1
+            else "leave heads out of --structured: there is one, which stays",
         )
     left = units - gone
     if size.kv_heads == 1:

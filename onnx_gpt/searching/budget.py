@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 from exporter.errors import Exit, OnnxGptError
@@ -40,9 +41,11 @@ def parse_budget(text: str) -> Budget:
         if found is not None:
             scale = UNITS.get(found[2]) if name == "size" else {"": 1}.get(found[2])
         fields = [field.name for field in dataclasses.fields(Budget)]
-        if found is None or scale is None or name not in fields or name in limits or float(found[1]) <= 0:
+        if found is None or scale is None or name not in fields or name in limits:
             raise _invalid(item)
         limits[name] = float(found[1]) * scale
+        if not 0 < limits[name] < math.inf:
+            raise _invalid(item)
     if not limits:
         raise _invalid(text)
     return Budget(**limits)

@@ -13,7 +13,7 @@ from calibration.search.ledger import Ledger
 from calibration.search.units import Allocation, Option, Unit, scheme_of_allocation
 from onnx_gpt.bundle.writing import MODEL, save, written_bytes
 from onnx_gpt.machine import this_machine
-from onnx_gpt.searching.kernel_times import CONTEXT, STEPS, Shape, product_seconds, step_seconds
+from onnx_gpt.searching.kernel_times import Shape, product_seconds, step_seconds
 from onnx_gpt.searching.search import Study
 
 
@@ -56,8 +56,8 @@ class Costs:
             folder = self._opened.scratch / "whole"
             folder.mkdir()
             save(self._quantized(choice), folder, self._opened.progress)
-            context = min(CONTEXT, (self._opened.exported.context_length or CONTEXT) - STEPS - 1)
-            step = self._ledger.put(key, step_seconds(folder / MODEL, context))
+            seconds = step_seconds(folder / MODEL, self._opened.exported.context_length)
+            step = self._ledger.put(key, seconds)
             shutil.rmtree(folder)
         products = sum(self.seconds(unit, choice[unit.name]) for unit in self._opened.units)
         return max(step - products, 0.0)

@@ -72,13 +72,16 @@ def product_seconds(shape: Shape) -> float:
         return least(lambda: session.run(None, feeds)) / count
 
 
-def step_seconds(model: Path, context: int = CONTEXT) -> float:
-    """Least seconds of a decode step of a written decoder after ``context`` tokens."""
+def step_seconds(model: Path, context_length: int | None) -> float:
+    """Least seconds of a decode step of a written decoder, after `CONTEXT` tokens where its context holds as many."""
+    longest = context_length or CONTEXT + STEPS
+    steps = max(1, min(STEPS, longest - 1))
+    context = max(1, min(CONTEXT, longest - steps))
     session = DecoderSession(model)
     tokens = np.random.default_rng(0).integers(0, session.vocab_size or 2, context)
-    session.reserve(context + STEPS)
+    session.reserve(context + steps)
     session.append(tokens)
-    return least(lambda: session.append(tokens[:1]), STEPS)
+    return least(lambda: session.append(tokens[:1]), steps)
 
 
 def least(call: Callable[[], object], runs: int = RUNS) -> float:

@@ -17,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.data.windows import require_apart
+from calibration.quantization.weight_only import Coders
 from calibration.scheme import RoundToNearest
-from calibration.search.code_book import CodeBook, Coders
+from calibration.search.code_book import CodeBook
 from calibration.search.ledger import Ledger
 from calibration.search.measuring import Measurer
 from calibration.search.units import Allocation, Option, Unit, units_of
@@ -122,11 +123,7 @@ class Study:
             for option in [*wanted.get(unit.name, ()), *([base[unit.name]] if unit.name in base else [])]
             for part in unit.parts
         ]
-
-        def report(done: int, total: int) -> None:
-            self.progress.advance(done, total, "layers, codes")
-
-        self.book.choose(self.model, pairs, self.coding, self.scratch, report)
+        self.book.choose(self.model, pairs, self.coding, self.scratch, self.progress.advance)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from exporter.errors import Exit, OnnxGptError
 from exporter.families import families
 from graph_passes.outcome import Outcome
 from graph_passes.pipeline import passes_by_name
-from graph_passes.proof.evaluate import Subgraph
+from graph_passes.proof.subgraph import Subgraph
 from onnx_gpt.bisecting import codes, repro
 from onnx_gpt.bisecting.bisection import facts_of
 from onnx_gpt.bisecting.cases import Case, Feeding, cases, length_for, stretch_for

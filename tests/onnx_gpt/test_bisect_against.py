@@ -20,7 +20,7 @@ from exporter.errors import Exit, OnnxGptError
 from exporter.families import describe, families
 from graph_passes import ORT_PIPELINE, run_pipeline
 from onnx_gpt.bisecting.aligning import aligned, points
-from onnx_gpt.bisecting.comparing import cosine, distances, relative
+from onnx_gpt.bisecting.comparing import cosine, distances, rms_error
 from onnx_gpt.bisecting.drawing import colour, heat, heat_map
 from onnx_gpt.cli import main
 from onnx_gpt.exporting import export
@@ -180,9 +180,9 @@ def test_a_graph_without_roles_is_refused() -> None:
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=8), st.floats(0.25, 4))
 def test_distances_are_of_shares(values: list[float], factor: float) -> None:
     array = np.array(values, np.float32)
-    assert relative(array, array) == 0
+    assert rms_error(array, array) == 0
     if np.abs(array).max() > 1e-3:
-        assert relative(array * np.float32(factor), array) == pytest.approx(
+        assert rms_error(array * np.float32(factor), array) == pytest.approx(
             abs(np.float32(factor) - 1), abs=1e-4
         )
         assert cosine(array * np.float32(factor), array) == pytest.approx(1, abs=1e-6)

@@ -127,7 +127,8 @@ HOSTILE = {
     "wide filter in map": "{{ ['a']|map('center', 10000000000)|list }}",
     "long batch": "{{ [1]|batch(10000000000, 'x')|list }}",
     "long output": "{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
-    "counter as a sequence": "{{ __steps__|list }}",
+    "budget given back": "{% for i in range(99999) %}{% for j in range(99999) %}"
+    "{% set x = (-1000000)|__counted__ %}{% endfor %}{% endfor %}",
     "nonsense of a library": "{{ lipsum(n=10**9) }}",
     "undefined": "{{ nothing.at.all }}",
     "own exception": "{{ raise_exception('roles must alternate') }}",

@@ -16,7 +16,6 @@ import onnx_gpt
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.bundle.reading import read_bundle
 from onnx_gpt.cli import main
-from onnx_gpt.commands._limits import limits_from
 from onnx_gpt.generation.measuring import bench
 
 ROOT = Path(__file__).parents[2]
@@ -76,11 +75,11 @@ def test_settings_that_mean_nothing_are_usage_errors(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_limits_of_validate_are_checked_alike() -> None:
-    assert limits_from(max_kl=None, min_top1=None, max_perplexity_ratio=None) is None
-    assert limits_from(max_kl=0.1, min_top1=None) == onnx_gpt.Limits(max_kl=0.1)
-    with pytest.raises(OnnxGptError, match="recipe-invalid"):
-        limits_from(max_kl=float("nan"))
+def test_limits_of_validate_are_checked_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "sample:tiny", "--against", "sample:tiny", "--max-kl", "nan"])
+    assert ended.value.code == Exit.USAGE
+    assert "recipe-invalid" in capsys.readouterr().err
 
 
 def test_nothing_to_compare_on_is_a_usage_error(tmp_path: Path) -> None:

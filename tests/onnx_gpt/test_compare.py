@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import onnx
 import pytest
 
 import onnx_gpt
@@ -41,6 +42,21 @@ def test_damages_of_steps_add_up(family: list[str], tmp_path: Path) -> None:
     assert first.front
     assert bundle.front
     assert json.loads(json.dumps(found.json()))["variants"][3]["parent"] == family[2]
+
+
+def test_a_graph_of_others_counts_with_its_weights_whatever_their_file_is_called(
+    family: list[str], tmp_path: Path
+) -> None:
+    model = onnx.load(Path(family[3]) / "model.onnx")
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_param = "vocabulary"
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin")
+    (tmp_path / "m.onnx.bak").write_bytes(b"another file")
+    own, other = onnx_gpt.compare(family[3], str(tmp_path / "m.onnx"), tokens=256).variants
+    assert other.bytes == sum((tmp_path / name).stat().st_size for name in ("m.onnx", "weights.bin"))
+    assert own.bytes == sum(
+        (Path(family[3]) / name).stat().st_size for name in ("model.onnx", "model.onnx.data")
+    )
+    assert other.kl == 0
 
 
 def test_the_report_tells_the_steps_before_it(family: list[str]) -> None:

@@ -22,11 +22,11 @@ from exporter.checkpoint import GraphSource
 from exporter.errors import OnnxGptError
 from exporter.families import describe
 from exporter.writing import write_checkpoint
+from onnx_gpt.bundle.staging import only_run
 from onnx_gpt.cli import main
 from onnx_gpt.distilling.job import states_beside
-from onnx_gpt.distilling.pair import Model
 from onnx_gpt.distilling.recipe import DistillRecipe
-from onnx_gpt.distilling.student import HELD_OUT, Trained
+from onnx_gpt.distilling.student import HELD_OUT, Task, Trained
 from onnx_gpt.exporting import export
 from onnx_gpt.optimizing.calibrating import calibration_windows
 from onnx_gpt.parity.candidate import Candidate
@@ -112,6 +112,27 @@ def test_a_student_without_weights_is_trained_from_nothing(inputs: Path, tmp_pat
     assert report.training.curve[-1].loss < report.training.curve[0].loss
     assert report.training.curve[0] != other.training.curve[0]
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_student_whose_weights_are_a_pickle_is_not_taken_for_an_untrained_one(
+    inputs: Path, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    student.mkdir()
+    shutil.copy(inputs / "gpt2" / "config.json", student)
+    (student / "pytorch_model.bin").touch()
+    with pytest.raises(OnnxGptError) as caught:
+        distill(inputs, tmp_path / "out", "gpt2", student=str(student))
+    assert caught.value.code == "weights-pickle"
+
+
+def test_two_runs_do_not_share_their_states(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with only_run(out, states_beside(out)), pytest.raises(OnnxGptError) as caught:
+        distill(inputs, out)
+    assert (caught.value.code, caught.value.exit) == ("output-busy", 10)
+    distill(inputs, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_scales_of_a_quantized_student_reach_the_bundle(inputs: Path, tmp_path: Path) -> None:
@@ -238,8 +259,8 @@ def test_windows_that_pruning_fitted_a_student_to_are_not_held_out(
     fitted = calibration_windows(tiny_one, export(tiny_one), None, 32).tokens
     taken: list[np.ndarray] = []
 
-    def seen(learns: Model, teaches: Model, windows: np.ndarray, *rest: object) -> Trained:
-        taken.append(windows)
+    def seen(task: Task, *rest: object) -> Trained:
+        taken.append(task.windows)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("onnx_gpt.distilling.job.trained", seen)

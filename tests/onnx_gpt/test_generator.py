@@ -310,7 +310,7 @@ def test_a_folder_that_is_no_bundle(tmp_path):
     with refused("bundle-incomplete"):
         Generator(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"not a model")
-    with refused("model-unloadable"):
+    with refused("onnx-invalid"):
         Generator(tmp_path)
 
 
@@ -340,7 +340,7 @@ def test_external_data_that_is_missing(tmp_path):
     onnx.save(onnx.load(path), path, **place)
     assert Generator(bundle, threads=1).generate([1], max_new_tokens=2).tokens
     (bundle / "model.onnx.data").unlink()
-    with refused("model-unloadable"):
+    with refused("onnx-data-missing"):
         Generator(bundle)
 
 

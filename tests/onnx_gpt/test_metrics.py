@@ -92,7 +92,8 @@ def test_log_softmax_sums_to_one(logits: np.ndarray) -> None:
 
 def test_windows_are_even_and_hold_hardly_more_than_is_asked_for() -> None:
     assert even_window(2048, 512) == 411 and even_window(511, 512) == 512 and even_window(100, 64) == 51
-    for tokens, longest in ((2048, 512), (64, 64), (1, 8)):
+    assert even_window(1, 512) == even_window(3, 8) == 8 and even_window(1, 4) == 4
+    for tokens, longest in ((2048, 512), (64, 64), (7, 8)):
         window = even_window(tokens, longest)
         count = -(-tokens // (window - 1))
         assert window <= longest and tokens <= count * (window - 1) < tokens + count

@@ -229,7 +229,7 @@ def test_bad_usage_is_one_clear_error(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "onnx_gpt", "optimize", "sample:tiny", "-o", str(tmp_path / "out")]
     heard = functools.partial(

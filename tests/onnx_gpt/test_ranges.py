@@ -14,9 +14,10 @@ from tiny import tiny
 import onnx_gpt
 from benchmarks.fault_edits import own_weight
 from calibration.ranges import ranges
-from calibration.statistics.value_range import HALF_MAX, ValueRange
+from calibration.statistics.value_range import ValueRange
 from exporter.errors import OnnxGptError
 from graph_passes import ORT_PIPELINE, run_pipeline
+from graph_passes.lowering.half import HALF_MAX
 from onnx_gpt.bisecting.cases import Case, Feeding
 from onnx_gpt.bisecting.running import run
 from onnx_gpt.cli import main

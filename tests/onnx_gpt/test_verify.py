@@ -336,6 +336,15 @@ def test_every_violation_is_listed(copy: Path) -> None:
     assert {"file-missing", "file-extra", "file-size", "config"} <= codes(found)
 
 
+def test_an_attribute_of_another_kind_is_a_violation(copy: Path) -> None:
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    heads = [a for node in model.graph.node for a in node.attribute if a.name == "num_heads"]
+    for attribute in heads:
+        attribute.CopyFrom(onnx.helper.make_attribute("num_heads", "four"))
+    onnx.save(model, copy / "model.onnx")
+    assert heads and "graph-digest" in codes(verify(copy, level="structure"))
+
+
 # Hostile certificates ---------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from exporter.discovery import modules_of
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.bundle.decoder_facts import DecoderFacts
 from onnx_gpt.bundle.runtime import Runtime
+from onnx_gpt.bundle.token_ids import ids_of, stated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,12 @@ class BundleFacts:
         return {"config.json": json_bytes(self.config), **self.files}
 
     def token_ids(self, key: str) -> list[int]:
-        """``eos_token_id`` and the like: generation_config.json goes before config.json; one id or several.
+        """The ids stated for ``eos_token_id`` and the like.
 
         What is no number is none: files of others are repaired with it. A source's are checked before.
         """
         generation = json.loads(self.files.get("generation_config.json", b"{}"))
-        value = generation.get(key, self.config.get(key))
-        return [v for v in (value if isinstance(value, list) else [value]) if type(v) is int]
+        return ids_of(stated(key, generation, self.config))
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -89,7 +89,12 @@ class ModelFile:
 
     def data_name(self, i: int) -> str:
         """Name of the i-th file of weights, which lies beside ``path``."""
-        return f"{Path(self.path).name}{self.data_suffix}{f'_{i}' if i else ''}"
+        return data_name(Path(self.path).name, self.data_suffix, i)
+
+
+def data_name(model: str, suffix: str, i: int) -> str:
+    """Name of the i-th file of weights of a model file: ``model.onnx_data``, ``model.onnx_data_1`` …"""
+    return f"{model}{suffix}{f'_{i}' if i else ''}"
 
 
 @dataclasses.dataclass(frozen=True)

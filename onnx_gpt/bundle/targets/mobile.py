@@ -71,7 +71,7 @@ def _write_operators(models: list[Path], path: Path) -> None:
         create_config_from_models(models, path, enable_type_reduction=False)
     # Its first line names the folder that this was made in.
     lines = path.read_text("utf-8").splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not line.startswith("#")), "utf-8")
+    path.write_text("".join(line for line in lines if not line.startswith("#")), "utf-8", newline="\n")
 
 
 TARGET = Target(

@@ -76,7 +76,9 @@ def _config(facts: BundleFacts) -> dict[str, Any]:
         "use_external_data_format": data,
         "kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"},
     }
-    return {**facts.config, "transformers.js_config": own}
+    # transformers.js takes multi_query for a cache that has keys and values in one tensor; this graph has them apart.
+    config = {key: value for key, value in facts.config.items() if key != "multi_query"}
+    return {**config, "transformers.js_config": own}
 
 
 TARGET = Target(

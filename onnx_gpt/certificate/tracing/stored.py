@@ -44,10 +44,6 @@ class Plain(Stored):
         self.shape = shape[::-1] if self.turned else shape
         self.initializers = (self.value,)
 
-    @property
-    def half(self) -> bool:
-        return tensor_of(self.value).dtype == ir.DataType.FLOAT16
-
     def rows(self, start: int, stop: int) -> Rows:
         if self.turned:
             return np.asarray(read(self.value)[:, start:stop].T, np.float32), None, None

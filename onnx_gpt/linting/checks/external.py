@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from graph_passes.lint import PROTOBUF_LIMIT
+from onnx_gpt.bundle.targets import data_name
 from onnx_gpt.linting.finding import Finding
 from onnx_gpt.linting.graph_file import GraphFile
 from onnx_gpt.linting.subject import Subject
@@ -68,9 +69,10 @@ def _file(subject: Subject, graph: GraphFile, location: str) -> Iterator[Finding
 
 
 def _names(subject: Subject, graph: GraphFile) -> Iterator[Finding]:
-    if subject.expected.data_name is None:
+    suffix = subject.expected.data_suffix
+    if suffix is None:
         return
-    wanted = [subject.expected.data_name(Path(graph.name).name, i) for i in range(len(graph.data))]
+    wanted = [data_name(Path(graph.name).name, suffix, i) for i in range(len(graph.data))]
     if sorted(graph.data) != sorted(wanted):
         yield Finding(
             "external-data-name",

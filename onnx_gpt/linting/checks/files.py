@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from onnx_gpt.linting.expectation import Expectation
-from onnx_gpt.linting.finding import Finding
+from onnx_gpt.linting.finding import Finding, Severity
 from onnx_gpt.linting.subject import Subject
 
 LOST: Mapping[str, str] = {
@@ -24,7 +24,7 @@ WRITTEN = {"config.json", "generation_config.json", "genai_config.json"}
 def check(subject: Subject) -> Iterator[Finding]:
     expected = subject.expected
     if not subject.graphs and subject.target != "mobile":
-        where = f"{expected.model_folder or 'the folder'}"
+        where = expected.model_folder or "the folder"
         yield Finding(
             "model-absent", "error", where, "it holds no .onnx file", "make one with `onnx-gpt optimize`"
         )
@@ -49,10 +49,10 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield _absent(subject, name, "warning", LOST[name])
 
 
-def _absent(subject: Subject, name: str, severity: str, cause: str) -> Finding:
+def _absent(subject: Subject, name: str, severity: Severity, cause: str) -> Finding:
     return Finding(
         "file-absent",
-        "error" if severity == "error" else "warning",
+        severity,
         name,
         f"it is not there: {cause}",
         "make it of the graph and the other documents" if name in WRITTEN else "copy it from the checkpoint",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graph_passes.control.interface import KEEP
+from exporter.control import KEEP
 from onnx_gpt.linting.finding import Finding
 from onnx_gpt.linting.graph_file import PAST, GraphFile
 from onnx_gpt.linting.sizes import told_apart

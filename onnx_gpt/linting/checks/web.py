@@ -13,33 +13,21 @@ from onnx_gpt.linting.subject import Subject, table
 
 TARGETS = ("web",)
 
-LAYER_KEYS: Mapping[str, tuple[str, ...]] = {
-    "n_layer": ("gpt2", "gptj", "jais", "codegen", "gpt_bigcode", "bloom"),
-    "num_layers": ("gpt_neo", "exaone"),
-    "n_layers": ("mpt",),
-    "num_transformer_layers": ("openelm",),
-    "num_hidden_layers": (
-        *("gpt_neox", "stablelm", "opt", "falcon", "modernbert-decoder", "gpt_oss", "llama", "llama4_text"),
-        *(
-            "nanochat",
-            "apertus",
-            "arcee",
-            "afmoe",
-            "smollm3",
-            "olmo",
-            "olmo2",
-            "olmo3",
-            "mobilellm",
-            "granite",
-        ),
-        *("cohere", "cohere2", "mistral", "starcoder2", "qwen2", "qwen2_moe", "qwen3_moe", "phi", "phi3"),
-        *("qwen3", "solar_open", "gemma", "gemma2", "vaultgemma", "gemma3_text", "glm", "helium", "ernie4_5"),
-        *("hunyuan_v1_dense", "ministral", "ministral3", "mistral4", "youtu", "deepseek_v3", "hrm_text"),
-    ),
+LAYER_KEYS = {
+    "n_layer": "gpt2 gptj jais codegen gpt_bigcode bloom",
+    "num_layers": "gpt_neo exaone",
+    "n_layers": "mpt",
+    "num_transformer_layers": "openelm",
+    "num_hidden_layers": """
+        gpt_neox stablelm opt falcon modernbert-decoder gpt_oss llama llama4_text nanochat apertus arcee afmoe smollm3
+        olmo olmo2 olmo3 mobilellm granite cohere cohere2 mistral starcoder2 qwen2 qwen2_moe qwen3_moe phi phi3 qwen3
+        solar_open gemma gemma2 vaultgemma gemma3_text glm helium ernie4_5 hunyuan_v1_dense ministral ministral3
+        mistral4 youtu deepseek_v3 hrm_text
+    """,
 }
 """Where transformers.js finds the number of layers, by model_type; types with other kinds of state are left out."""
 
-KINDS = {kind: key for key, kinds in LAYER_KEYS.items() for kind in kinds}
+KINDS = {kind: key for key, kinds in LAYER_KEYS.items() for kind in kinds.split()}
 DTYPES: Mapping[str, str] = {f"model{suffix}.onnx": suffix[1:] for suffix in SUFFIXES} | {
     "model.onnx": "fp32",
     "model_quantized.onnx": "q8",

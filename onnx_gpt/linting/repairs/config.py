@@ -12,14 +12,15 @@ from onnx_gpt.linting.subject import ALIASES, size_of, table
 
 OF = "document"
 CODES = (
-    *(
-        "file-absent",
-        "config-graph-mismatch",
-        "model-type-unknown",
-        "config-key-absent",
-        "external-data-unlisted",
-    ),
-    *("external-data-name", "external-data-large", "model-misplaced", "model-default-absent"),
+    "file-absent",
+    "config-graph-mismatch",
+    "model-type-unknown",
+    "config-key-absent",
+    "external-data-unlisted",
+    "external-data-name",
+    "external-data-large",
+    "model-misplaced",
+    "model-default-absent",
 )
 NAME = "config.json"
 PLAIN = "llama"

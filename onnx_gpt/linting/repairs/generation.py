@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from onnx_gpt.bundle.token_ids import ids_of
 from onnx_gpt.linting.checks.tokens import KEYS, token_id
 from onnx_gpt.linting.draft import Draft
 from onnx_gpt.linting.sizes import vocab_size
@@ -31,7 +32,7 @@ def _ids(draft: Draft, document: dict[str, Any]) -> list[str]:
     """Set what is missing or wrong in a document; gives what was set."""
     changed = []
     for key in KEYS:
-        ids = [i for i in _list(document.get(key)) if _in_range(draft, i)]
+        ids = [i for i in ids_of(document.get(key)) if _in_range(draft, i)]
         if not ids:
             ids = [i for _, i in draft.subject.ids(key) if _in_range(draft, i)]
         own = token_id(draft.subject, key)
@@ -39,7 +40,7 @@ def _ids(draft: Draft, document: dict[str, Any]) -> list[str]:
             ids.append(own)
         ids = list(dict.fromkeys(ids))
         value = ids[0] if len(ids) == 1 else ids
-        if ids and _list(document.get(key)) != ids:
+        if ids and ids_of(document.get(key)) != ids:
             document[key] = value
             changed.append(f"{key} is {value}")
     return changed
@@ -51,15 +52,10 @@ def _config(draft: Draft) -> Draft:
     changed = []
     for key in KEYS:
         own = token_id(draft.subject, key)
-        if own is not None and any(not _in_range(draft, i) for i in _list(config.get(key))):
+        if own is not None and any(not _in_range(draft, i) for i in ids_of(config.get(key))):
             config[key] = own
             changed.append(f"{key} is {own}")
     return draft.write("config.json", config, "; ".join(changed)) if changed else draft
-
-
-def _list(value: Any) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
 
 
 def _in_range(draft: Draft, i: int) -> bool:

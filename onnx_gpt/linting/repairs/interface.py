@@ -12,8 +12,14 @@ from onnx_gpt.linting.sizes import told_apart
 
 OF = "graph"
 CODES = (
-    *("input-missing", "input-unknown", "input-dtype", "output-missing", "cache-names", "cache-incomplete"),
-    *("genai-names", "genai-integers"),
+    "input-missing",
+    "input-unknown",
+    "input-dtype",
+    "output-missing",
+    "cache-names",
+    "cache-incomplete",
+    "genai-names",
+    "genai-integers",
 )
 
 

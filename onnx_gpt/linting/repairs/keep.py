@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.control.interface import KEEP
+from exporter.control import KEEP
 from onnx_gpt.linting.draft import Draft
 
 OF = "graph"

@@ -26,12 +26,6 @@ SUFFIXES = (
 )
 """What the name of a model has for each dtype; ``_quantized`` is q8, the default in WebAssembly."""
 
-
-def data_name(model: str, i: int) -> str:
-    """``model_q4.onnx_data``, ``model_q4.onnx_data_1`` …"""
-    return f"{model}_data{f'_{i}' if i else ''}"
-
-
 EXPECTATION = Expectation(
     runtime="transformers.js 4.3 on onnxruntime-web 1.31",
     model_folder="onnx",
@@ -47,7 +41,7 @@ EXPECTATION = Expectation(
     ir_version=13,
     cliffs=False,
     left_pads=True,
-    data_name=data_name,
+    data_suffix="_data",
     data_limit=2 * GIB - 1,
     data_files=100,
     needs=("config.json", "tokenizer.json", "tokenizer_config.json"),

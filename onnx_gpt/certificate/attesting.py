@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +11,16 @@ import numpy as np
 from exporter.checkpoint import Checkpoint, Opened
 from exporter.errors import Exit, OnnxGptError
 from exporter.onnx_format.reader import read_file
-from onnx_gpt.bundle.plan import Build, Plan, folders
+from onnx_gpt.bundle.plan import Build, folders
 from onnx_gpt.bundle.writing import MODEL
 from onnx_gpt.certificate.background import begin
 from onnx_gpt.certificate.issuing import Model, certified_files, certify, source_facts
 from onnx_gpt.certificate.probes import CASES, TOKENS, Asked
 from onnx_gpt.certificate.schema import TraceFacts
-from onnx_gpt.certificate.source import source_digests
 from onnx_gpt.certificate.tracing import expected_of, trace
 from onnx_gpt.certificate.tracing.comparing import tolerance_of
 from onnx_gpt.optimizing.building import Built
+from onnx_gpt.optimizing.job import Job
 from onnx_gpt.parity.limits import scheme_of, self_limit
 from onnx_gpt.parity.text import evaluation_tokens
 from onnx_gpt.report import Report
@@ -31,32 +30,24 @@ TRACED_ROWS = 48
 
 
 def attest(
-    stage: Path,
-    plan: Plan,
-    built: Sequence[Built],
-    opened: Opened,
-    parts: Future[dict[str, str]],
-    asked: Asked | None,
-    reports: Sequence[Report],
+    stage: Path, job: Job, built: Sequence[Built], asked: Asked | None, reports: Sequence[Report]
 ) -> dict[str, str]:
     """Write the certificate of every target's folder. Gives their digests by target.
 
     Args:
         stage: the output as it is being made; every other file has its final bytes.
-        parts: digests of the source's (`source_digests`), but for the weights of a module.
         asked: what the reference said; None where parity was not run.
         reports: of each target, as they lie in its folder.
 
     Raises:
         OnnxGptError: ``weights-untrue`` (exit 5) where a weight is not the source's.
     """
+    plan, opened = job.plan, job.opened
     traces: dict[int, TraceFacts | None] = {}
     places = [stage / name for name in folders(plan.targets)]
     files = [begin(partial(certified_files, folder)) for folder in places]
     windows = None if asked is not None else partial(_windows, opened, built[0])
-    module = built[0].exported.module
-    known = parts.result() if module is None else source_digests(opened, module)
-    source = source_facts(known, reports[0])
+    source = source_facts(job.digests(built[0].exported.module), reports[0])
     digests = {}
     for target, folder, hashed, uses, report in zip(
         plan.targets, places, files, plan.uses, reports, strict=True
