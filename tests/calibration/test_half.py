@@ -97,7 +97,7 @@ def test_an_int8_cache_keeps_its_type_and_its_scales() -> None:
     described = decoder()
     model = lowered(described)
     presents = {name: array for name, array in run(model).items() if name != "logits"}
-    quantize_cache(model, CacheRanges().add(presents))
+    quantize_cache(model, CacheRanges().add(presents, {}))
     half(model)
     attention = next(node for node in model.graph if node.op_type == "GroupQueryAttention")
     assert attention.inputs[12] is not None and attention.inputs[12].dtype == ir.DataType.FLOAT

@@ -32,14 +32,17 @@ from linted_folders import (
     rename,
     set_keys,
 )
+from tiny import tiny
 from tiny_decoders import EOS, LAYERS, save_bundle
 
 import onnx_gpt
 from exporter.errors import Exit, OnnxGptError
+from exporter.families import families
 from onnx_gpt.bundle.targets import targets
 from onnx_gpt.cli import main
 from onnx_gpt.linting import expectation
 from onnx_gpt.linting.checks import external
+from onnx_gpt.linting.checks.web import KINDS
 from onnx_gpt.linting.expectation import expectations
 from onnx_gpt.linting.linter import lint
 from onnx_gpt.linting.relaying import plan
@@ -352,3 +355,10 @@ def test_a_model_gets_the_name_of_what_it_holds(
     assert [path.name for path in (tmp_path / "web" / "onnx").glob("*.onnx")] == [name]
     own = json.loads((tmp_path / "web" / "config.json").read_text("utf-8"))["transformers.js_config"]
     assert own["dtype"] == (name.removesuffix(".onnx").partition("_")[2] or "fp32")
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+def test_transformers_js_makes_the_cache_of_every_family(family: str) -> None:
+    """It looks by model_type: a bundle of a type that it does not know would open with another cache, or none."""
+    config = tiny(family).config
+    assert isinstance(config.get(KINDS.get(str(config["model_type"]), "")), int)
