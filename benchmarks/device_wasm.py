@@ -16,7 +16,6 @@ from pathlib import Path
 
 import onnx_gpt
 from benchmarks import transformers_js
-from benchmarks.environment import NotHereError
 from benchmarks.measure import Row, machine, parser, publish, say
 from benchmarks.models import ensure
 from benchmarks.paths import SMOLLM2
@@ -38,11 +37,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("-o", "--out", type=Path, required=True, help=".toml file of the device")
     chosen = options.parse_args()
-    try:  # before anything is made
-        transformers_js.modules()
-        transformers_js.chromium()
-    except NotHereError as error:
-        raise SystemExit(str(error)) from error
+    transformers_js.require_browser()  # before anything is made
     ensure(SMOLLM2)
     with tempfile.TemporaryDirectory() as folder:
         times, found = timed(Path(folder))

@@ -20,7 +20,7 @@ from benchmarks.models import ensure
 from benchmarks.paths import PERMUTED, SMOLLM2
 
 DECODE, PREFILL = "decode_tokens_per_second", "prefill_tokens_per_second"
-CONTENDERS = (c.OURS_INT4_FAST_PERMUTED, c.OURS_W8A8_PERMUTED, c.OURS_FLOAT)
+CONTENDERS = (c.OURS_INT4_FAST_PERMUTED, c.GENAI_INT4, c.OURS_W8A8_PERMUTED, c.OURS_FLOAT)
 PAGES = ("small", "huge", "glibc")
 
 

@@ -72,6 +72,15 @@ def chromium() -> str:
     return found
 
 
+def require_browser() -> None:
+    """End the program with what is missing, where a browser cannot be driven."""
+    try:
+        modules()
+        chromium()
+    except NotHereError as error:
+        raise SystemExit(str(error)) from error
+
+
 def in_node(bundle: Path, calls: Sequence[Call], seconds: float | None = None) -> list[dict[str, Any]]:
     """What transformers.js makes of each call in Node.
 

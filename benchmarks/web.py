@@ -14,7 +14,6 @@ from pathlib import Path
 
 from benchmarks import contenders as c
 from benchmarks import transformers_js
-from benchmarks.environment import NotHereError
 from benchmarks.measure import Row, fresh, median, parser, publish, run, say
 from benchmarks.models import ensure
 from benchmarks.paths import SMOLLM2
@@ -29,11 +28,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=3, help="samples of each (3)")
     chosen = options.parse_args()
-    try:  # before anything is made
-        transformers_js.modules()
-        transformers_js.chromium()
-    except NotHereError as error:
-        raise SystemExit(str(error)) from error
+    transformers_js.require_browser()  # before anything is made
     ensure(SMOLLM2)
     folders = {OURS: ours(), PEER: peer()}
     samples = measured(folders, chosen.rounds)

@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as stopped:
         _say_stopped("interrupted", stopped)
+        # An interrupt that went through source made as it runs (dataclasses', in an import) is noted as unhandled, and
+        # Python would end by the signal. It forgets that when it runs other source.
+        exec("")
         status = 130
     except SystemExit as stopped:
         if not received:
