@@ -1,9 +1,9 @@
 """What a session has allocated, moved to huge pages (Linux 6.1 and later; elsewhere nothing happens).
 
 A step of decoding reads every weight once. A hundred megabytes in pages of 4 KiB are more translations than a core
-keeps, and the hardware's prefetchers stop at the end of each page. In pages of 2 MiB a step is 1.05 to 1.15 times as
-fast (`python -m benchmarks.huge_pages`). onnxruntime allocates by malloc and cannot be told where, so the kernel is asked
-to move what is there: ``MADV_COLLAPSE``, see madvise(2). Addresses and values stay as they are.
+keeps, and the hardware's prefetchers stop at the end of each page. In pages of 2 MiB a step is 1.05 to 1.08 times as
+fast (`python -m benchmarks.huge_pages`). onnxruntime allocates by malloc and cannot be told where, so the kernel is
+asked to move what is there: ``MADV_COLLAPSE``, see madvise(2). Addresses and values stay as they are.
 """
 
 from __future__ import annotations
