@@ -159,8 +159,10 @@ OURS_INT4_90MB_PERMUTED = ours(
 )
 SMALL = ("--quantize", "int4", "--method", "gptq", "--block-size", "64")
 OURS_INT4_SMALL_PERMUTED = ours("onnx-gpt int4 calibrated, 4-bit table (permuted)", PERMUTED, *SMALL)
-OURS_INT4_FAST_PERMUTED = ours(
-    "onnx-gpt int4 calibrated, fast (permuted)", PERMUTED, *SMALL, "--mixed", "ffn.*=4/128"
+FAST = (*SMALL, "--mixed", "ffn.*=4/128")
+OURS_INT4_FAST_PERMUTED = ours("onnx-gpt int4 calibrated, fast (permuted)", PERMUTED, *FAST)
+OURS_INT4_FAST_CACHE_PERMUTED = ours(
+    "onnx-gpt int4 calibrated, fast, int8 cache (permuted)", PERMUTED, *FAST, "--kv-cache", "int8"
 )
 OURS_INT4_100MB_PERMUTED = ours(
     "onnx-gpt int4 calibrated, blocks of 32, 8-bit v and down (permuted)",

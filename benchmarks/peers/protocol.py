@@ -21,7 +21,7 @@ from typing import Any
 
 THREADS = int(os.environ.get("BENCHMARK_THREADS", "2"))
 """One thread is for a busy machine: processor time says what the work is, where two threads wait for each other."""
-CONTEXT = 512
+CONTEXT = int(os.environ.get("BENCHMARK_CONTEXT", "512"))
 """Tokens of the prefill, and of the context in which decoding starts."""
 STEPS = 64
 """Decode steps that are timed."""

@@ -20,6 +20,7 @@ class Runtime:
             out for standard ones.
         caches: types of key/value cache that it feeds: ``float``, ``int8``.
         constant_scales: whether it looks up a table of codes only where its scales are constants, and no cast of one.
+        pieces: whether long prompts come in pieces (`onnx_gpt.Generator`), so that attention may hold a run's scores.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Runtime:
     lacks: frozenset[str] = frozenset()
     caches: tuple[str, ...] = ("float", "int8")
     constant_scales: bool = False
+    pieces: bool = False
 
 
 def require_runs(model: ir.Model, runtime: Runtime) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import onnx_ir as ir
 
 from calibration.dynamic.products import quantize_dynamically
-from calibration.kv_cache import attentions_with_cache, quantize_cache
+from calibration.kv_cache import attentions_with_cache, hold_scores, quantize_cache
 from calibration.quantization.constant_scales import fold_lookup_scales
 from calibration.quantization.sites import site_of
 from calibration.quantization.weight_only import Coders, Treatment, quantize_weights
-from calibration.scheme import TABLE, Dynamic, Floats, WeightOnly, fits
+from calibration.scheme import TABLE, Dynamic, Floats, WeightOnly, fits, layers_named
 from calibration.transforms.rotation import rotated
 from exporter.checkpoint import Opened
 from exporter.emitter import ROLE
@@ -27,6 +27,7 @@ from exporter.errors import Exit, OnnxGptError, unsupported
 from graph_passes import run_pipeline
 from graph_passes.lint import require_no_cliffs
 from onnx_gpt.bundle.decoder_facts import DecoderFacts, decoder_facts
+from onnx_gpt.bundle.plan import Build
 from onnx_gpt.bundle.runtime import require_runs
 from onnx_gpt.bundle.writing import nbytes, save
 from onnx_gpt.exporting import Exported, Transform, export, pipeline_of, require_contract
@@ -147,7 +148,7 @@ def _quantize(
             calibration |= text
     if recipe.kv_cache == "int8":
         with stage("cache"):
-            cached = quantize_kv_cache(opened, exported, recipe, folder / "cache", progress)
+            cached = quantize_kv_cache(opened, exported, wanted, folder / "cache", progress)
             calibration = cached | calibration
     halves: HalfPlan | None = None
     if recipe.is_half:
@@ -171,25 +172,37 @@ def _quantize(
 
 
 def quantize_kv_cache(
-    opened: Opened, exported: Exported, recipe: Recipe, folder: Path, progress: Progress
+    opened: Opened, exported: Exported, wanted: Build, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Let the float graph keep its cache as int8, with scales from what it holds on calibration text; which text."""
-    attentions_with_cache(exported.model)  # refused before anything is run
+    model, recipe = exported.model, wanted.recipe
+    attentions_with_cache(model)  # refused before anything is run
     windows = calibration_windows(opened, exported, recipe.calibration, recipe.calibration_windows)
-    quantize_cache(exported.model, cache_ranges(exported.model, windows.tokens, folder, progress))
+    quantize_cache(model, cache_ranges(model, windows.tokens, folder, progress))
+    if all(runtime.pieces for runtime in wanted.runtimes):
+        hold_scores(model)
     return windows.facts()
 
 
 def _require_meant(model: ir.Model, recipe: Recipe) -> None:
-    """Every exception of a scheme means some weight: one that is misspelt would be left out in silence."""
+    """Every exception of a scheme means a weight, and layers that there are: others would be left out in silence."""
     scheme = None if recipe.quantize == "none" else recipe.scheme()
     sites = [site for site in map(site_of, model.graph) if site is not None and site.role]
     if not isinstance(scheme, WeightOnly) or not sites:
         return
     roles = {TABLE, *(role for site in sites for role, _ in site.parts())}
+    inner = [role.split(".", 2) for role in roles if role.startswith("layers.")]
+    last_layer = max((int(layer) for _, layer, _ in inner), default=-1)
     for pattern, _ in scheme.exceptions:
+        if any(last > last_layer or first > last for first, last in layers_named(pattern)):
+            raise OnnxGptError(
+                "scheme-invalid",
+                f"mixed names {pattern!r}, and this model has layers 0 to {last_layer}",
+                "name layers that there are, the lower end of a span first: layers.0-1.ffn.down=8",
+                exit=Exit.USAGE,
+            )
         if not any(fits(role, pattern) for role in roles):
-            maps = sorted({role.split(".", 2)[2] for role in roles if role.startswith("layers.")})
+            maps = sorted({name for _, _, name in inner})
             raise OnnxGptError(
                 "scheme-invalid",
                 f"mixed names {pattern!r}, and this model has no such weight",

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import onnx_gpt
+from calibration.kv_cache import SINK
 from exporter.errors import OnnxGptError
 from onnx_gpt.cli import main
 from onnx_gpt.generation.decoder_session import DecoderSession
@@ -46,6 +48,16 @@ def test_the_runner_keeps_one_buffer_of_int8_and_steps_as_it_prefills(
     session.truncate(10)
     stepped = np.stack([session.append([token]) for token in tokens[10:]])
     np.testing.assert_allclose(stepped, whole[10:], atol=0.05)
+
+
+@pytest.mark.parametrize(("targets", "held"), [("ort", True), ("genai", False), ("ort,genai", False)])
+def test_scores_are_held_where_all_runtimes_cut_prompts(targets: str, held: bool, tmp_path: Path) -> None:
+    names = tuple(targets.split(","))
+    onnx_gpt.optimize("sample:tiny", tmp_path / "out", kv_cache="int8", target=names, parity=False)
+    for path in (tmp_path / "out").rglob("model.onnx"):
+        nodes = onnx.load(path, load_external_data=False).graph.node
+        sinks = [node.input[SINK] for node in nodes if node.op_type == "GroupQueryAttention"]
+        assert sinks and all(bool(sink) is held for sink in sinks)
 
 
 def test_the_command_line_validates_it_with_limits_of_its_own(

@@ -6,7 +6,7 @@ from graph_passes import ORT_PIPELINE
 from onnx_gpt.bundle.runtime import Runtime
 from onnx_gpt.bundle.targets import BundleFacts, ModelFile, Target
 
-CPU = Runtime("onnxruntime 1.32 on CPU")
+CPU = Runtime("onnxruntime 1.32 on CPU", pieces=True)
 
 TARGET = Target(
     name="ort",
