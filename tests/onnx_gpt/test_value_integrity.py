@@ -207,6 +207,28 @@ def test_codes_that_stand_for_something_else_are_named(
     assert {failure.partition(":")[0] for failure in failures} == {DOWN}, failures
 
 
+@pytest.mark.parametrize("scheme", ["int4", "awq", "gptq"])
+def test_the_narrowest_model_passes_and_what_cannot_be_told_is_listed(scheme: str, tmp_path: Path) -> None:
+    """Of 4 channels: in so few, errors lie along a row by chance."""
+    sizes = {"hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2}
+    write_checkpoint(tmp_path, tiny("qwen2", **sizes, num_key_value_heads=1))
+    text = tmp_path / "text.npy"
+    np.save(text, np.random.default_rng(2).integers(0, 131, 4096))
+    given = {"method": scheme, "calibration": text} if scheme != "int4" else {}
+    settings: dict[str, Any] = {"quantize": "int4", **given}
+    onnx_gpt.optimize(str(tmp_path), tmp_path / "b", parity=False, verify=False, **settings)
+    model, method = read_file(tmp_path / "b" / "model.onnx"), settings.get("method", "rtn")
+    source = sources.load(str(tmp_path))
+    found = trace_file(tmp_path / "b" / "model.onnx", source, quantize="int4", method=method)
+    assert not found.failures
+    assert all("too narrow to tell" in entry for entry in found.untraced)
+    assert bool(found.untraced) == (scheme == "gptq")
+    zeroed(model, model)
+    write(model, tmp_path / "model.onnx")
+    found = trace_file(tmp_path / "model.onnx", source, quantize="int4", method=method)
+    assert found.failures == (f"{DOWN}: it is zeroed",)
+
+
 def test_the_gain_of_another_layer_is_no_scale_of_channels(bundles: Bundles, tmp_path: Path) -> None:
     """AWQ divides gains by factors that a text has said; its readers say which."""
     model = read_file(bundles.of("awq") / "model.onnx")
@@ -215,6 +237,18 @@ def test_the_gain_of_another_layer_is_no_scale_of_channels(bundles: Bundles, tmp
     write(model, tmp_path / "model.onnx")
     names = {f.partition(":")[0] for f in bundles.traced("awq", tmp_path / "model.onnx").failures}
     assert names == {"layers.1.ffn_norm"}
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8, rounded", "awq"])
+def test_channels_are_told_where_neurons_never_fire(scheme: str, tmp_path: Path) -> None:
+    """A ReLU lets their scales through, and those of neurons that are always zero go far."""
+    (tmp_path / "source").mkdir()
+    write_checkpoint(tmp_path / "source", tiny("opt"))
+    np.save(tmp_path / "text.npy", np.random.default_rng(2).integers(0, 131, 2048))
+    settings = SCHEMES[scheme] | {"calibration": tmp_path / "text.npy"}
+    onnx_gpt.optimize(str(tmp_path / "source"), tmp_path / "out", parity=False, verify=False, **settings)
+    parity = onnx_gpt.validate(tmp_path / "out", tmp_path / "source", tokens=64)
+    assert {parity.checks[name].verdict for name in ("weights", "codes", "float_twin")} == {"pass"}
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def test_the_chat_template_goes_into_the_tokenizers_configuration() -> None:
     assert "chat_template.jinja" not in made
 
 
+def test_no_file_speaks_of_a_tokenizer_that_is_not_there() -> None:
+    made = files(BundleFacts(object(), {"model_type": "llama"}, {}))  # type: ignore[arg-type]
+    assert made.keys() == {"config.json", "generation_config.json"}
+
+
 def test_the_default_is_every_model() -> None:
     assert [model.path for model in chosen("web").models] == [
         "onnx/model.onnx",

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from calibration.transforms.rotation import rotated
 from calibration.transforms.scaling import Scales, givers, of_giver, roles_of, scaled
+from calibration.transforms.smoothing import SMOOTHED
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder
 from exporter.weights import Weight
@@ -36,8 +37,10 @@ ERRORS = 5.0
 SURELY = 0.01
 """Share by which it may be off in any case: as long as another factor is not known, it is in the errors of this one."""
 
+NORMS = ("attention_norm", "ffn_norm")
 ROUNDS = 4
-"""Rows of up are scaled, and its columns by what gives its inputs: the one is told well once the other is known."""
+"""Rows of up are scaled, and its columns by what gives its inputs: the one is told well once the other is known. In
+turn, for where each is told as if the other were not there, what both see is taken twice."""
 
 ALONG = 0.22
 """Steps, in root mean square, of a column's error that may lie along the column itself: rounding makes small weights
@@ -63,10 +66,10 @@ def transform_of(opened: Checkpoint, model: ir.Model, *, quantize: str, method: 
     expected = expected_of(opened, turn)
     assert expected.decoder is not None
     scales: dict[str, np.ndarray] = {}
-    for _ in range(ROUNDS if method == "awq" else 1):
+    for ends in (SMOOTHED, NORMS) * ROUNDS if method == "awq" else (SMOOTHED,):
         _, weights = scaled(expected.decoder, expected.weights, scales)
-        more = _scales(model, dataclasses.replace(expected, weights=weights))
-        scales = {giver: scale * scales.get(giver, np.float32(1)) for giver, scale in more.items()}
+        more = _scales(model, dataclasses.replace(expected, weights=weights), ends)
+        scales |= {giver: scale * scales.get(giver, np.float32(1)) for giver, scale in more.items()}
     return functools.partial(_turned_and_scaled, turn=turn, scales=scales)
 
 
@@ -77,13 +80,13 @@ def _turned_and_scaled(
     return scaled(*turned, scales)
 
 
-def _scales(model: ir.Model, expected: Expected) -> Scales:
-    """By what gives the channels; ones where nothing tells."""
+def _scales(model: ir.Model, expected: Expected, ends: tuple[str, ...]) -> Scales:
+    """By what gives the channels, of roles that end so; ones where nothing tells."""
     decoder = expected.decoder
     assert decoder is not None
     stored = dict(_by_part(model, expected))
     found: dict[str, np.ndarray] = {}
-    for giver in givers(decoder):
+    for giver in (giver for giver in givers(decoder) if giver.endswith(ends)):
         sources, readers = roles_of(decoder, giver)
         rounded, exact = [], []
         for role in readers:

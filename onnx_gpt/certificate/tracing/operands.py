@@ -103,7 +103,9 @@ def shift_added(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
         other = use.node.inputs[1 - use.idx] if use.node.op_type == "Add" else None
         maker = other.producer() if other is not None else None
         if maker is not None and node.op_type == "MatMulNBits":
-            shifts = maker.inputs[1] if maker.op_type == "FusedMatMul" else None
+            # By what it reads: two products meet in an Add too, where attention and feed-forward lie side by side.
+            of_sums = maker.op_type == "FusedMatMul" and producer(maker.inputs[0], "ReduceSum") is not None
+            shifts = maker.inputs[1] if of_sums else None
         else:
             rows = producer(maker.inputs[0], "Gather") if maker is not None else None
             shifts = rows.inputs[0] if rows is not None else None
