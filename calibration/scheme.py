@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from exporter.block_codes import BlockFormat
 from exporter.errors import Exit, OnnxGptError
-from exporter.weights import BlockFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +101,17 @@ def fits(role: str, pattern: str) -> bool:
     spans, own = _SPANS.fullmatch(pattern), _SPANS.fullmatch(role)
     if spans is None or own is None or not own[1].isdecimal():
         return any(fnmatch.fnmatchcase(role, glob) for glob in (pattern, f"*.{pattern}"))
-    layers = [[int(end) for end in span.split("-")] for span in spans[1].split("+")]
-    inside = any(ends[0] <= int(own[1]) <= ends[-1] for ends in layers)
+    inside = any(first <= int(own[1]) <= last for first, last in layers_named(pattern))
     return inside and fnmatch.fnmatchcase(own[2], spans[2])
+
+
+def layers_named(pattern: str) -> list[tuple[int, int]]:
+    """First and last layer of each span that a pattern writes out, ``layers.0-3+28.ffn.down``; none of a glob."""
+    spans = _SPANS.fullmatch(pattern)
+    if spans is None:
+        return []
+    ends = [[int(end) for end in span.split("-")] for span in spans[1].split("+")]
+    return [(span[0], span[-1]) for span in ends]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,13 +28,14 @@ HELP = """From a trained GPT decoder to a fused, quantized and proven ONNX bundl
 SOURCE is a Hugging Face directory, a .gguf, a nanoGPT .pt, anyone's .onnx file,
 hf:org/name, module:package.module:factory, sample:tiny or sample:smollm2."""
 
-EPILOGUE = """Examples:
+EXAMPLES = """Examples:
 
     onnx-gpt optimize sample:smollm2 -o smollm2 --quantize int8
     onnx-gpt run smollm2 --chat --prompt "What is a graph?"
     onnx-gpt bench smollm2
 
-Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected ·
+"""
+STATUSES = """Exit statuses: 0 done · 2 usage · 3 unsupported · 4 input rejected ·
 5 parity failed, nothing published · 6 verification failed · 7 out of disk,
 memory or budget · 8 environment · 9 network · 10 output exists"""
 
@@ -44,7 +45,7 @@ def app(arguments: Sequence[str] = (), console: Console | None = None) -> cyclop
     root = cyclopts.App(
         name="onnx-gpt",
         help=HELP,
-        help_epilogue=EPILOGUE,
+        help_epilogue=EXAMPLES + STATUSES,
         help_format="markdown",  # which joins the lines of a docstring's paragraph
         version=f"onnx-gpt {__version__}",
         error_console=Console(stderr=True),
@@ -52,7 +53,7 @@ def app(arguments: Sequence[str] = (), console: Console | None = None) -> cyclop
         suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(negative_iterable=()),
     )
-    register(root, arguments)
+    register(root, arguments, help_epilogue=STATUSES)
     return root
 
 
@@ -66,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(128 + number)  # unwinds, so that half-written output is removed
 
     signal.signal(signal.SIGTERM, terminated)
-    # nohup has it ignored, and Windows has none.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, terminated)
+    for name in ("SIGHUP", "SIGQUIT"):  # nohup has the first ignored, and Windows has neither
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
+            signal.signal(getattr(signal, name), terminated)
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as stopped:

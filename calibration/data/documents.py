@@ -65,10 +65,15 @@ def _suffix(file: Path) -> str:
     return file.suffix.lower()
 
 
-def digest_of(file: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def digests_of(path: Path) -> dict[str, str]:
+    """sha256 of the files behind a path, in hexadecimal, by where they lie in the folder or by the one file's name."""
+    folder = path if path.is_dir() else path.parent
+    digests = {}
+    for file in files_of(path):
+        with file.open("rb") as stream:
+            name = file.relative_to(folder).as_posix()
+            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 def documents_of(file: Path, render: Render | None) -> Iterator[Document]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from calibration.data.documents import Document
+from calibration.data.encoding import ids_of
 from exporter.errors import OnnxGptError, rejected
 
 LEAST_TOKENS = 2048
@@ -30,7 +31,7 @@ class Windows:
         tokens: int64 ``[N, S]``; every token is real, there is no padding.
         origin: for people.
         seed: by which they were drawn.
-        files: sha256 of each file that may have been read, by name.
+        files: sha256 of each file that may have been read, as `calibration.data.documents.digests_of` names it.
     """
 
     tokens: np.ndarray
@@ -91,18 +92,17 @@ class Encoder:
             )
         for start in range(0, len(document), SLICE):
             try:
-                ids = self.tokenizer.encode(document[start : start + SLICE], add_special_tokens=False).ids
+                ids = ids_of(
+                    self.tokenizer,
+                    document[start : start + SLICE],
+                    what="the calibration text",
+                    remedy="give a text of its words",
+                )
             except TypeError as error:  # JSON can spell half of a surrogate pair, "\\ud800"
                 raise rejected(
                     "calibration-not-utf8",
                     "a text holds half of a surrogate pair, which is no character",
                     "write the text again, in UTF-8",
-                ) from error
-            except Exception as error:  # what the library raises where it has no token for a word
-                raise rejected(
-                    "tokenizer-invalid",
-                    f"the tokenizer cannot read the calibration text: {error}",
-                    "give a text of its words",
                 ) from error
             yield self._within(np.array(ids, np.int64))
 

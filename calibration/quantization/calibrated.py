@@ -26,7 +26,8 @@ from calibration.scheme import TABLE, Gptq, Grid, WeightOnly
 from calibration.segments import Segment, cut
 from calibration.statistics.hessian import Hessian, product
 from calibration.threads import in_order, single_threaded_blas
-from exporter.weights import Coded, Weight
+from exporter.block_codes import Coded
+from exporter.weights import Weight
 
 WIDE = 8
 """Bits at which a table is rounded to nearest: nothing is left to gain."""

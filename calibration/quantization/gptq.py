@@ -28,7 +28,7 @@ import numpy as np
 from calibration.quantization import rtn
 from calibration.scheme import Grid
 from calibration.statistics.hessian import require_finite
-from exporter.weights import Coded
+from exporter.block_codes import Coded
 
 MOST_DAMPING = 1.0
 OUTER, INNER = 128, 16

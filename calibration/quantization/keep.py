@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from exporter.weights import BlockFormat, Stack, Weight
+from exporter.block_codes import BlockFormat
+from exporter.weight_expressions import Stack
+from exporter.weights import Weight
 
 
 def takes(form: BlockFormat, columns: int) -> bool:

@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from calibration.quantization.sites import Site
 from calibration.quantization.tensors import CodesTensor, ParameterTensor, QuantizedWeight
-from exporter.weights import BlockFormat, Weight, WeightTensor
+from exporter.block_codes import BlockFormat
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 from graph_passes.matching import MICROSOFT, initializer, make, replace
 
 ACCURACY_LEVEL = 4

@@ -19,8 +19,9 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.scheme import Grid
+from exporter.block_codes import Coded
 from exporter.errors import rejected
-from exporter.weights import Coded, require_finite
+from exporter.stored_weights import require_finite
 
 CACHED = 1 << 18
 """Weights that are worked on at once, 1 MB of float32 four times over: more than a core's own cache holds, but of

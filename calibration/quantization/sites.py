@@ -8,7 +8,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from exporter.weights import Array, Stack, Transposed, Weight, WeightTensor
+from exporter.weight_expressions import Stack, Transposed
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 from graph_passes.matching import MICROSOFT, attribute, either_order, is_private, producer, role_of
 
 PRODUCTS = (("", "MatMul"), (MICROSOFT, "FusedMatMul"), ("", "Gemm"), ("", "Einsum"))

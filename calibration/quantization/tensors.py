@@ -23,7 +23,8 @@ import onnx_ir as ir
 from calibration.quantization import rtn
 from calibration.quantization.pack import pack, packed_shape, unpack
 from calibration.scheme import Grid
-from exporter.weights import BlockFormat, Coded, Weight
+from exporter.block_codes import BlockFormat, Coded
+from exporter.weights import Weight
 
 CHUNK = 4 << 20
 """Bytes of float32 that are read and coded at once."""

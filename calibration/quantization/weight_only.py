@@ -28,7 +28,9 @@ from calibration.quantization.sites import Site, drop_unused, site_of, unknown_p
 from calibration.quantization.tensors import Coder, Keeping, QuantizedWeight, Rounding
 from calibration.scheme import TABLE, Grid, Keep, WeightOnly, WeightScheme
 from exporter.errors import OnnxGptError, rejected, unsupported
-from exporter.weights import Stack, Weight, WeightTensor
+from exporter.weight_expressions import Stack
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 
 
 @dataclasses.dataclass(frozen=True)

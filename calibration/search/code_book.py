@@ -26,7 +26,8 @@ from calibration.scheme import Grid, RoundToNearest
 from calibration.segments import Segment, cut
 from calibration.statistics.hessian import Hessian
 from calibration.threads import single_threaded_blas
-from exporter.weights import BlockFormat, Coded, Weight
+from exporter.block_codes import BlockFormat, Coded
+from exporter.weights import Weight
 
 Wanted = Iterable[tuple[str, Grid]]
 """Roles of linear maps inside layers, with a grid."""

@@ -16,7 +16,10 @@ import onnx_ir as ir
 
 from exporter.control import KEEP
 from exporter.errors import unsupported
-from exporter.weights import Array, Stored, Transposed, Weight, WeightTensor, require_finite, transposed
+from exporter.stored_weights import Stored, require_finite
+from exporter.weight_expressions import Transposed, transposed
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 
 LARGE = 4096
 """Bytes above which a constant in a node becomes an initializer, and below which a tensor is held in memory."""

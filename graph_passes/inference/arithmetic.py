@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graph_passes.inference.call import Call, Fact, Rule, Shape, broadcast
 from graph_passes.inference.dims import Size
+from graph_passes.inference.known import Fact, KnownNode, Rule, Shape, broadcast
 
 UNARY = """
     Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh CumProd CumSum Dropout Elu Erf Exp Floor
@@ -20,51 +20,51 @@ COMPARED = "And Equal Greater GreaterOrEqual Less LessOrEqual Or Xor".split()  #
 REDUCED = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()  # noqa: SIM905
 
 
-def _same(call: Call) -> list[Fact]:
-    return [Fact(call.dtype(0), call.shape(0))]
+def _same(node: KnownNode) -> list[Fact]:
+    return [Fact(node.dtype(0), node.shape(0))]
 
 
-def _broadcast(call: Call) -> list[Fact]:
-    return [Fact(call.dtype(0), broadcast(call, [fact.shape for fact in call.facts]))]
+def _broadcast(node: KnownNode) -> list[Fact]:
+    return [Fact(node.dtype(0), broadcast(node, [fact.shape for fact in node.facts]))]
 
 
-def _compared(call: Call) -> list[Fact]:
-    return [Fact(ir.DataType.BOOL, broadcast(call, [fact.shape for fact in call.facts]))]
+def _compared(node: KnownNode) -> list[Fact]:
+    return [Fact(ir.DataType.BOOL, broadcast(node, [fact.shape for fact in node.facts]))]
 
 
-def _tested(call: Call) -> list[Fact]:
-    return [Fact(ir.DataType.BOOL, call.shape(0))]
+def _tested(node: KnownNode) -> list[Fact]:
+    return [Fact(ir.DataType.BOOL, node.shape(0))]
 
 
-def _where(call: Call) -> list[Fact]:
-    return [Fact(call.dtype(1), broadcast(call, [fact.shape for fact in call.facts]))]
+def _where(node: KnownNode) -> list[Fact]:
+    return [Fact(node.dtype(1), broadcast(node, [fact.shape for fact in node.facts]))]
 
 
-def _cast(call: Call) -> list[Fact]:
-    return [Fact(ir.DataType(call.attribute("to")), call.shape(0))]
+def _cast(node: KnownNode) -> list[Fact]:
+    return [Fact(ir.DataType(node.attribute("to")), node.shape(0))]
 
 
-def _cast_like(call: Call) -> list[Fact]:
-    return [Fact(call.dtype(1), call.shape(0))]
+def _cast_like(node: KnownNode) -> list[Fact]:
+    return [Fact(node.dtype(1), node.shape(0))]
 
 
 # Reductions and products --------------------------------------------------------------------------------------
 
 
-def _reduced(call: Call) -> list[Fact]:
-    shape, keep = call.shape(0), call.attribute("keepdims", 1)
-    dtype = ir.DataType.INT64 if call.node.op_type.startswith("Arg") else call.dtype(0)
+def _reduced(node: KnownNode) -> list[Fact]:
+    shape, keep = node.shape(0), node.attribute("keepdims", 1)
+    dtype = ir.DataType.INT64 if node.ir_node.op_type.startswith("Arg") else node.dtype(0)
     axes: tuple[int, ...] | None
-    if call.node.op_type.startswith("Arg"):
-        axes = (call.attribute("axis", 0),)
-    elif call.names_ints(1, "axes"):
-        axes = call.ints(1, "axes")
+    if node.ir_node.op_type.startswith("Arg"):
+        axes = (node.attribute("axis", 0),)
+    elif node.names_ints(1, "axes"):
+        axes = node.ints(1, "axes")
     else:
         axes = ()
     if shape is None or axes is None:
         return [Fact(dtype, None)]
     if not axes:
-        if call.attribute("noop_with_empty_axes", 0):
+        if node.attribute("noop_with_empty_axes", 0):
             return [Fact(dtype, shape)]
         axes = tuple(range(len(shape)))
     gone = {axis % len(shape) for axis in axes}
@@ -72,90 +72,90 @@ def _reduced(call: Call) -> list[Fact]:
     return [Fact(dtype, tuple(sizes))]
 
 
-def _product(call: Call, a: Shape | None, b: Shape | None) -> Shape | None:
+def _product(node: KnownNode, a: Shape | None, b: Shape | None) -> Shape | None:
     """The shape of a matrix product as MatMul defines it."""
     if a is None or b is None or not a or not b:
         return None
     rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
-    batch = broadcast(call, [a[:-2], b[:-2]])
+    batch = broadcast(node, [a[:-2], b[:-2]])
     return None if batch is None else (*batch, *rows, *columns)
 
 
-def _matmul(call: Call) -> list[Fact]:
-    return [Fact(call.dtype(0), _product(call, call.shape(0), call.shape(1)))]
+def _matmul(node: KnownNode) -> list[Fact]:
+    return [Fact(node.dtype(0), _product(node, node.shape(0), node.shape(1)))]
 
 
-def _matmul_integer(call: Call) -> list[Fact]:
-    return [Fact(ir.DataType.INT32, _product(call, call.shape(0), call.shape(1)))]
+def _matmul_integer(node: KnownNode) -> list[Fact]:
+    return [Fact(ir.DataType.INT32, _product(node, node.shape(0), node.shape(1)))]
 
 
-def _fused_matmul(call: Call) -> list[Fact]:
-    a, b = call.shape(0), call.shape(1)
-    if call.attribute("transBatchA", 0) or call.attribute("transBatchB", 0):
-        return [Fact(call.dtype(0), None)]
-    a = (*a[:-2], a[-1], a[-2]) if a and len(a) > 1 and call.attribute("transA", 0) else a
-    b = (*b[:-2], b[-1], b[-2]) if b and len(b) > 1 and call.attribute("transB", 0) else b
-    return [Fact(call.dtype(0), _product(call, a, b))]
+def _fused_matmul(node: KnownNode) -> list[Fact]:
+    a, b = node.shape(0), node.shape(1)
+    if node.attribute("transBatchA", 0) or node.attribute("transBatchB", 0):
+        return [Fact(node.dtype(0), None)]
+    a = (*a[:-2], a[-1], a[-2]) if a and len(a) > 1 and node.attribute("transA", 0) else a
+    b = (*b[:-2], b[-1], b[-2]) if b and len(b) > 1 and node.attribute("transB", 0) else b
+    return [Fact(node.dtype(0), _product(node, a, b))]
 
 
-def _gemm(call: Call) -> list[Fact]:
-    a, b = call.shape(0), call.shape(1)
+def _gemm(node: KnownNode) -> list[Fact]:
+    a, b = node.shape(0), node.shape(1)
     if a is None or b is None:
-        return [Fact(call.dtype(0), None)]
-    rows, columns = a[1 if call.attribute("transA", 0) else 0], b[0 if call.attribute("transB", 0) else 1]
-    return [Fact(call.dtype(0), (rows, columns))]
+        return [Fact(node.dtype(0), None)]
+    rows, columns = a[1 if node.attribute("transA", 0) else 0], b[0 if node.attribute("transB", 0) else 1]
+    return [Fact(node.dtype(0), (rows, columns))]
 
 
-def _nbits(call: Call) -> list[Fact]:
-    a = call.shape(0)
-    return [Fact(call.dtype(0), None if a is None else (*a[:-1], call.attribute("N")))]
+def _nbits(node: KnownNode) -> list[Fact]:
+    a = node.shape(0)
+    return [Fact(node.dtype(0), None if a is None else (*a[:-1], node.attribute("N")))]
 
 
-def _gathered_blocks(call: Call) -> list[Fact]:
-    data, indices = call.shape(0), call.shape(1)
+def _gathered_blocks(node: KnownNode) -> list[Fact]:
+    data, indices = node.shape(0), node.shape(1)
     if data is None or indices is None:
-        return [Fact(call.dtype(2), None)]
-    if call.dtype(0) == ir.DataType.UINT8:
-        data = (*data[:-1], data[-1] * (8 // call.attribute("bits", 4)))
-    axis = call.attribute("gather_axis", 0) % len(data)
-    return [Fact(call.dtype(2), (*data[:axis], *indices, *data[axis + 1 :]))]
+        return [Fact(node.dtype(2), None)]
+    if node.dtype(0) == ir.DataType.UINT8:
+        data = (*data[:-1], data[-1] * (8 // node.attribute("bits", 4)))
+    axis = node.attribute("gather_axis", 0) % len(data)
+    return [Fact(node.dtype(2), (*data[:axis], *indices, *data[axis + 1 :]))]
 
 
-def _einsum(call: Call) -> list[Fact]:
-    left, arrow, right = call.attribute("equation").replace(" ", "").partition("->")
-    shapes = [fact.shape for fact in call.facts]
+def _einsum(node: KnownNode) -> list[Fact]:
+    left, arrow, right = node.attribute("equation").replace(" ", "").partition("->")
+    shapes = [fact.shape for fact in node.facts]
     if not arrow or "." in left or None in shapes:
-        return [Fact(call.dtype(0), None)]
+        return [Fact(node.dtype(0), None)]
     sizes: dict[str, Size] = {}
     for letters, shape in zip(left.split(","), shapes, strict=True):
         for letter, size in zip(letters, shape or (), strict=True):
             if sizes.get(letter, 1) == 1 or (isinstance(size, int) and size != 1):
                 sizes[letter] = size
-    return [Fact(call.dtype(0), tuple(sizes[letter] for letter in right))]
+    return [Fact(node.dtype(0), tuple(sizes[letter] for letter in right))]
 
 
-def _one_hot(call: Call) -> list[Fact]:
-    shape, depth = call.shape(0), call.fact(1).contents
+def _one_hot(node: KnownNode) -> list[Fact]:
+    shape, depth = node.shape(0), node.fact(1).contents
     if shape is None:
-        return [Fact(call.dtype(2), None)]
-    axis = call.attribute("axis", -1) % (len(shape) + 1)
-    size = depth[0] if depth and depth[0] is not None else call.unknown(axis)
-    return [Fact(call.dtype(2), (*shape[:axis], size, *shape[axis:]))]
+        return [Fact(node.dtype(2), None)]
+    axis = node.attribute("axis", -1) % (len(shape) + 1)
+    size = depth[0] if depth and depth[0] is not None else node.unknown(axis)
+    return [Fact(node.dtype(2), (*shape[:axis], size, *shape[axis:]))]
 
 
-def _quantized(call: Call) -> list[Fact]:
-    declared = call.attribute("output_dtype", 0)
-    dtype = call.dtype(2) if call.has(2) else ir.DataType(declared or ir.DataType.UINT8)
-    return [Fact(dtype, call.shape(0))]
+def _quantized(node: KnownNode) -> list[Fact]:
+    declared = node.attribute("output_dtype", 0)
+    dtype = node.dtype(2) if node.has(2) else ir.DataType(declared or ir.DataType.UINT8)
+    return [Fact(dtype, node.shape(0))]
 
 
-def _dequantized(call: Call) -> list[Fact]:
-    return [Fact(call.dtype(1), call.shape(0))]
+def _dequantized(node: KnownNode) -> list[Fact]:
+    return [Fact(node.dtype(1), node.shape(0))]
 
 
-def _dynamically_quantized(call: Call) -> list[Fact]:
+def _dynamically_quantized(node: KnownNode) -> list[Fact]:
     u8 = ir.DataType.UINT8
-    return [Fact(u8, call.shape(0)), Fact(ir.DataType.FLOAT, ()), Fact(u8, ())]
+    return [Fact(u8, node.shape(0)), Fact(ir.DataType.FLOAT, ()), Fact(u8, ())]
 
 
 RULES: Mapping[str, Rule] = {

@@ -6,34 +6,34 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graph_passes.inference.call import Call, Fact, Rule
 from graph_passes.inference.dims import divide
+from graph_passes.inference.known import Fact, KnownNode, Rule
 
 
-def _norm(call: Call) -> list[Fact]:
+def _norm(node: KnownNode) -> list[Fact]:
     """Layer and RMS norm: the result, then statistics of the rows."""
-    shape, axis = call.shape(0), call.attribute("axis", -1)
+    shape, axis = node.shape(0), node.attribute("axis", -1)
     rows = None
     if shape is not None:
         axis %= len(shape)
         rows = (*shape[:axis], *(1 for _ in shape[axis:]))
-    statistics = ir.DataType(call.attribute("stash_type", 1))
-    return [Fact(call.dtype(0), shape), Fact(statistics, rows), Fact(statistics, rows)]
+    statistics = ir.DataType(node.attribute("stash_type", 1))
+    return [Fact(node.dtype(0), shape), Fact(statistics, rows), Fact(statistics, rows)]
 
 
-def _skip_norm(call: Call) -> list[Fact]:
-    shape = call.shape(0)
+def _skip_norm(node: KnownNode) -> list[Fact]:
+    shape = node.shape(0)
     rows = None if shape is None else (*shape[:-1], 1)
     statistics = Fact(ir.DataType.FLOAT, rows)
-    return [Fact(call.dtype(0), shape), statistics, statistics, Fact(call.dtype(0), shape)]
+    return [Fact(node.dtype(0), shape), statistics, statistics, Fact(node.dtype(0), shape)]
 
 
-def _attention(call: Call) -> list[Fact]:
+def _attention(node: KnownNode) -> list[Fact]:
     """Attention of opset 23 and 24: ``[B, H, S, D]``, or ``[B, S, H·D]`` with the heads as attributes."""
-    dtype, (q, k, v) = call.dtype(0), (call.shape(i) for i in range(3))
+    dtype, (q, k, v) = node.dtype(0), (node.shape(i) for i in range(3))
     if q is None or k is None or v is None:
         return [Fact(dtype, None)] * 4
-    flat, query_heads, heads = len(q) == 3, call.attribute("q_num_heads"), call.attribute("kv_num_heads")
+    flat, query_heads, heads = len(q) == 3, node.attribute("q_num_heads"), node.attribute("kv_num_heads")
     if flat and (query_heads is None or heads is None):
         return [Fact(dtype, None)] * 4
     if flat:
@@ -43,8 +43,8 @@ def _attention(call: Call) -> list[Fact]:
         query_heads, heads, queries, tokens, widths = q[1], k[1], q[2], k[2], [k[3], v[3]]
     if widths[0] is None or widths[1] is None:
         return [Fact(dtype, None)] * 4
-    past = call.shape(4)
-    if call.has(4) and past is None:
+    past = node.shape(4)
+    if node.has(4) and past is None:
         return [Fact(dtype, (*q[:-1], query_heads * widths[1] if flat else widths[1])), *[Fact(dtype)] * 3]
     total = tokens + (past[2] if past is not None else 0)
     result = (q[0], queries, query_heads * widths[1]) if flat else (*q[:-1], widths[1])
@@ -52,18 +52,18 @@ def _attention(call: Call) -> list[Fact]:
     return [Fact(dtype, result), *present, Fact(dtype, (q[0], query_heads, queries, total))]
 
 
-def _group_query_attention(call: Call) -> list[Fact]:
-    """Present is as long as past and the call's tokens, as the graph's contract has it."""
-    dtype, q, past = call.dtype(0), call.shape(0), call.shape(3)
-    heads, kv_heads = call.attribute("num_heads", 0), call.attribute("kv_num_heads", 0)
+def _group_query_attention(node: KnownNode) -> list[Fact]:
+    """Present is as long as past and the node's tokens, as the graph's contract has it."""
+    dtype, q, past = node.dtype(0), node.shape(0), node.shape(3)
+    heads, kv_heads = node.attribute("num_heads", 0), node.attribute("kv_num_heads", 0)
     if q is None or len(q) != 3:
         return [Fact(dtype, None)] * 3
-    width = divide(q[2], heads if call.has(1) else heads + 2 * kv_heads)
-    result = (q[0], q[1], width * heads if width is not None else call.unknown(2))
+    width = divide(q[2], heads if node.has(1) else heads + 2 * kv_heads)
+    result = (q[0], q[1], width * heads if width is not None else node.unknown(2))
     present = None
     if past is not None:
         present = (*past[:2], past[2] + q[1], past[3] if width is None else width)
-    cache = call.dtype(3) or dtype
+    cache = node.dtype(3) or dtype
     return [Fact(dtype, result), Fact(cache, present), Fact(cache, present)]
 
 

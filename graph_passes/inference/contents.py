@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from graph_passes.inference.call import Call, Contents, Fact, Shape
 from graph_passes.inference.dims import Dim, Size, at_least, divide, product
+from graph_passes.inference.known import Contents, Fact, KnownNode, Shape
 from graph_passes.inference.movement import slices_of
 from graph_passes.matching import held_by
 
@@ -30,14 +30,14 @@ Array = np.ndarray
 """Of dims, ints and None."""
 
 
-def contents_of(call: Call, result: Fact) -> Contents | None:
+def contents_of(node: KnownNode, result: Fact) -> Contents | None:
     """What the first output of a node holds, where its type and shape are ``result``."""
-    rule = RULES.get(call.node.op_type) if call.node.domain == "" else None
+    rule = RULES.get(node.ir_node.op_type) if node.ir_node.domain == "" else None
     if rule is None or result.dtype is None or result.shape is None or not _is_small(result.shape):
         return None
     if not (result.dtype.is_integer() or result.dtype in (ir.DataType.BOOL, *FLOATS)):
         return None
-    found = rule(call, result.shape)
+    found = rule(node, result.shape)
     if found is None:
         return None
     elements = np.asarray(found, object).reshape(-1).tolist()  # numpy gives an element itself for a scalar
@@ -82,15 +82,15 @@ def array_of(fact: Fact) -> Array | None:
 # Elements -------------------------------------------------------------------------------------------------
 
 
-def _elementwise(apply: Callable[..., Element]) -> Callable[[Call, Shape], Array | None]:
+def _elementwise(apply: Callable[..., Element]) -> Callable[[KnownNode, Shape], Array | None]:
     """A rule that works element by element, with broadcasting."""
 
     def lifted(*elements: Element) -> Element:
         return None if None in elements else apply(*elements)
 
-    def rule(call: Call, _: Shape) -> Array | None:
-        arrays = [array for fact in call.facts if (array := array_of(fact)) is not None]
-        if not arrays or len(arrays) < len(call.facts):
+    def rule(node: KnownNode, _: Shape) -> Array | None:
+        arrays = [array for fact in node.facts if (array := array_of(fact)) is not None]
+        if not arrays or len(arrays) < len(node.facts):
             return None
         if len(arrays) == 1:
             return np.asarray(np.frompyfunc(lifted, 1, 1)(arrays[0]), object)
@@ -154,24 +154,24 @@ def _truth(a: Size) -> Element:
     return 1 if at_least(a, 1) else None
 
 
-def _divided(call: Call, shape: Shape) -> Array | None:
-    if call.dtype(0) not in FLOATS:
-        return _elementwise(_quotient)(call, shape)
-    return _elementwise(lambda a, b: divide(a, b) if at_least(b, 1) else None)(call, shape)
+def _divided(node: KnownNode, shape: Shape) -> Array | None:
+    if node.dtype(0) not in FLOATS:
+        return _elementwise(_quotient)(node, shape)
+    return _elementwise(lambda a, b: divide(a, b) if at_least(b, 1) else None)(node, shape)
 
 
-def _modulo(call: Call, shape: Shape) -> Array | None:
-    return _elementwise(_remainder)(call, shape)
+def _modulo(node: KnownNode, shape: Shape) -> Array | None:
+    return _elementwise(_remainder)(node, shape)
 
 
-def _cast(call: Call, shape: Shape) -> Array | None:
-    if call.attribute("to") == ir.DataType.BOOL:
-        return _elementwise(_truth)(call, shape)
-    return array_of(call.fact(0))
+def _cast(node: KnownNode, shape: Shape) -> Array | None:
+    if node.attribute("to") == ir.DataType.BOOL:
+        return _elementwise(_truth)(node, shape)
+    return array_of(node.fact(0))
 
 
-def _where(call: Call, _: Shape) -> Array | None:
-    condition, yes, no = (array_of(call.fact(i)) for i in range(3))
+def _where(node: KnownNode, _: Shape) -> Array | None:
+    condition, yes, no = (array_of(node.fact(i)) for i in range(3))
     if condition is None or yes is None or no is None:
         return None
 
@@ -186,13 +186,13 @@ def _where(call: Call, _: Shape) -> Array | None:
 # Shapes and constants -------------------------------------------------------------------------------------
 
 
-def _shape(call: Call, _: Shape) -> Array | None:
-    sizes = call.shape(0)
-    return None if sizes is None else _vector(sizes[call.attribute("start", 0) : call.attribute("end")])
+def _shape(node: KnownNode, _: Shape) -> Array | None:
+    sizes = node.shape(0)
+    return None if sizes is None else _vector(sizes[node.attribute("start", 0) : node.attribute("end")])
 
 
-def _size(call: Call, _: Shape) -> Array | None:
-    sizes = call.shape(0)
+def _size(node: KnownNode, _: Shape) -> Array | None:
+    sizes = node.shape(0)
     return None if sizes is None else _vector([product(sizes)])
 
 
@@ -204,8 +204,8 @@ def _vector(elements: Iterable[Element]) -> Array:
     return array
 
 
-def _constant(call: Call, _: Shape) -> Array | None:
-    tensor = held_by(call.node)
+def _constant(node: KnownNode, _: Shape) -> Array | None:
+    tensor = held_by(node.ir_node)
     found = None if tensor is None else whole_numbers(tensor)
     return None if found is None else _vector(found)
 
@@ -223,14 +223,14 @@ def whole_numbers(tensor: ir.TensorProtocol) -> Contents | None:
     return tuple(map(int, tensor.numpy().reshape(-1).tolist()))
 
 
-def _constant_of_shape(call: Call, shape: Shape) -> Array | None:
-    value = call.attribute("value")
+def _constant_of_shape(node: KnownNode, shape: Shape) -> Array | None:
+    value = node.attribute("value")
     found = (0,) if value is None else whole_numbers(value)
     return None if not found else np.full(int(product(shape)), found[0], object)  # type: ignore[arg-type]
 
 
-def _range(call: Call, shape: Shape) -> Array | None:
-    start, delta = (fact.contents[0] if fact.contents else None for fact in (call.fact(0), call.fact(2)))
+def _range(node: KnownNode, shape: Shape) -> Array | None:
+    start, delta = (fact.contents[0] if fact.contents else None for fact in (node.fact(0), node.fact(2)))
     if start is None or delta is None:
         return None
     return _vector(start + i * delta for i in range(int(product(shape))))  # type: ignore[arg-type]
@@ -239,29 +239,29 @@ def _range(call: Call, shape: Shape) -> Array | None:
 # Moving elements ------------------------------------------------------------------------------------------
 
 
-def _same_elements(call: Call, _: Shape) -> Array | None:
-    return array_of(call.fact(0))
+def _same_elements(node: KnownNode, _: Shape) -> Array | None:
+    return array_of(node.fact(0))
 
 
-def _transpose(call: Call, _: Shape) -> Array | None:
-    array = array_of(call.fact(0))
-    return None if array is None else np.transpose(array, call.attribute("perm"))
+def _transpose(node: KnownNode, _: Shape) -> Array | None:
+    array = array_of(node.fact(0))
+    return None if array is None else np.transpose(array, node.attribute("perm"))
 
 
-def _expand(call: Call, shape: Shape) -> Array | None:
-    array = array_of(call.fact(0))
+def _expand(node: KnownNode, shape: Shape) -> Array | None:
+    array = array_of(node.fact(0))
     return None if array is None else np.broadcast_to(array, [s for s in shape if isinstance(s, int)])
 
 
-def _concat(call: Call, _: Shape) -> Array | None:
-    arrays = [array_of(fact) for fact in call.facts]
+def _concat(node: KnownNode, _: Shape) -> Array | None:
+    arrays = [array_of(fact) for fact in node.facts]
     known = [array for array in arrays if array is not None]
-    return np.concatenate(known, axis=call.attribute("axis")) if len(known) == len(arrays) else None
+    return np.concatenate(known, axis=node.attribute("axis")) if len(known) == len(arrays) else None
 
 
-def _gather(call: Call, _: Shape) -> Array | None:
-    array, indices = array_of(call.fact(0)), array_of(call.fact(1))
-    axis = call.attribute("axis", 0)
+def _gather(node: KnownNode, _: Shape) -> Array | None:
+    array, indices = array_of(node.fact(0)), array_of(node.fact(1))
+    axis = node.attribute("axis", 0)
     if array is None or indices is None or not all(isinstance(i, int) for i in indices.reshape(-1)):
         return None
     size = array.shape[axis]
@@ -270,8 +270,8 @@ def _gather(call: Call, _: Shape) -> Array | None:
     return np.take(array, indices.astype(np.int64), axis=axis)
 
 
-def _slice(call: Call, _: Shape) -> Array | None:
-    array, bounds = array_of(call.fact(0)), slices_of(call)
+def _slice(node: KnownNode, _: Shape) -> Array | None:
+    array, bounds = array_of(node.fact(0)), slices_of(node)
     if array is None or bounds is None:
         return None
     index = [slice(None)] * array.ndim
@@ -285,14 +285,14 @@ def _slice(call: Call, _: Shape) -> Array | None:
 
 def _reduced(
     apply: Callable[[Size, Size], Element], empty: int | None
-) -> Callable[[Call, Shape], Array | None]:
+) -> Callable[[KnownNode, Shape], Array | None]:
     """A rule for a reduction of all axes of at most one dim."""
 
     def lifted(a: Element, b: Element) -> Element:
         return None if a is None or b is None else apply(a, b)
 
-    def rule(call: Call, shape: Shape) -> Array | None:
-        array = array_of(call.fact(0))
+    def rule(node: KnownNode, shape: Shape) -> Array | None:
+        array = array_of(node.fact(0))
         if array is None or array.ndim != 1 or product(shape) != 1 or (not array.size and empty is None):
             return None
         start = [] if empty is None else [empty]
@@ -301,7 +301,7 @@ def _reduced(
     return rule
 
 
-RULES: Mapping[str, Callable[[Call, Shape], Array | None]] = {
+RULES: Mapping[str, Callable[[KnownNode, Shape], Array | None]] = {
     "Abs": _elementwise(_absolute),
     "Add": _elementwise(operator.add),
     "And": _elementwise(lambda a, b: a * b),

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.inference.call import Shape
 from graph_passes.inference.dims import BATCH, PAST, SEQUENCE, Size, parse, symbol, symbols
+from graph_passes.inference.known import Shape
 
 
 def input_dims(inputs: Sequence[ir.Value]) -> Mapping[ir.Value, Shape]:

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graph_passes.inference.call import UNKNOWN, Call, Contents, Fact, Shape, known_ints
 from graph_passes.inference.contents import contents_of, whole_numbers
 from graph_passes.inference.contract import input_dims
 from graph_passes.inference.dims import Size, parse, symbol
+from graph_passes.inference.known import UNKNOWN, Contents, Fact, KnownNode, Shape, known_ints
 from graph_passes.inference.shapes import RULES
 from graph_passes.matching import SMALL
 from graph_passes.refusal import refusing
@@ -38,11 +38,11 @@ def annotate(model: ir.Model) -> None:
 
 def infer_node(node: ir.Node) -> None:
     """Find out what is known of a node's outputs. What is known already stays where this tells less."""
-    call = Call(node, tuple(UNKNOWN if value is None else fact_of(value) for value in node.inputs))
+    known = KnownNode(node, tuple(UNKNOWN if value is None else fact_of(value) for value in node.inputs))
     rule = RULES.get((node.domain, node.op_type))
-    facts = rule(call) if rule is not None else _by_onnx(call)
+    facts = rule(known) if rule is not None else _by_onnx(known)
     for i, (value, fact) in enumerate(zip(node.outputs, facts, strict=False)):
-        _write(value, fact, contents_of(call, fact) if i == 0 else None)
+        _write(value, fact, contents_of(known, fact) if i == 0 else None)
 
 
 def dims(value: ir.Value) -> Shape | None:
@@ -185,24 +185,26 @@ def _better(own: str, size: Size, known: int | ir.SymbolicDim) -> Size:
 # Other ops ------------------------------------------------------------------------------------------------
 
 
-def _by_onnx(call: Call) -> list[Fact]:
+def _by_onnx(known: KnownNode) -> list[Fact]:
     """Types and shapes as onnx infers them for one node; what branches agree on."""
-    node = call.node
+    node = known.ir_node
     if node.op_type == "If" and node.domain == "":
-        return _of_branches(call)
+        return _of_branches(known)
     if node.op_type == "Loop" and node.domain == "":
-        return [Fact(fact.dtype) for fact in call.facts[2:]]
+        return [Fact(fact.dtype) for fact in known.facts[2:]]
     version = node.graph.opset_imports.get(node.domain, OPSET) if node.graph is not None else OPSET
     if not onnx.defs.has(node.op_type, version, node.domain) or any(
-        fact.dtype is None for value, fact in zip(node.inputs, call.facts, strict=True) if value is not None
+        fact.dtype is None for value, fact in zip(node.inputs, known.facts, strict=True) if value is not None
     ):
         return []
     names = ["" if value is None else f"x{i}" for i, value in enumerate(node.inputs)]
     outputs = [f"y{i}" for i in range(len(node.outputs))]
     proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, input=names, output=outputs)
     proto.attribute.extend(ir.to_proto(a) for a in node.attributes.values())
-    types = {name: _type_of(fact) for name, fact in zip(names, call.facts, strict=True) if name}
-    data = {name: _tensor_of(fact) for name, fact in zip(names, call.facts, strict=True) if _is_numbers(fact)}
+    types = {name: _type_of(fact) for name, fact in zip(names, known.facts, strict=True) if name}
+    data = {
+        name: _tensor_of(fact) for name, fact in zip(names, known.facts, strict=True) if _is_numbers(fact)
+    }
     try:
         found = onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, version, node.domain),
@@ -213,18 +215,18 @@ def _by_onnx(call: Call) -> list[Fact]:
         )
     except onnx.shape_inference.InferenceError:
         return []
-    return [_fact_of_type(call, i, found.get(name)) for i, name in enumerate(outputs)]
+    return [_fact_of_type(known, i, found.get(name)) for i, name in enumerate(outputs)]
 
 
-def _of_branches(call: Call) -> list[Fact]:
-    branches = [a.as_graph() for a in call.node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+def _of_branches(known: KnownNode) -> list[Fact]:
+    branches = [a.as_graph() for a in known.ir_node.attributes.values() if a.type == ir.AttributeType.GRAPH]
     found = []
     for i, values in enumerate(zip(*(branch.outputs for branch in branches), strict=True)):
         a, b = map(fact_of, values)
         shape = None
         if a.shape is not None and b.shape is not None and len(a.shape) == len(b.shape):
             pairs = enumerate(zip(a.shape, b.shape, strict=True))
-            shape = tuple(x if x == y else call.unknown(axis, i) for axis, (x, y) in pairs)
+            shape = tuple(x if x == y else known.unknown(axis, i) for axis, (x, y) in pairs)
         found.append(Fact(a.dtype if a.dtype == b.dtype else None, shape))
     return found
 
@@ -243,7 +245,7 @@ def _tensor_of(fact: Fact) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(array)
 
 
-def _fact_of_type(call: Call, output: int, found: onnx.TypeProto | None) -> Fact:
+def _fact_of_type(known: KnownNode, output: int, found: onnx.TypeProto | None) -> Fact:
     if found is None or not found.HasField("tensor_type"):
         return UNKNOWN
     tensor, shape = found.tensor_type, None
@@ -253,7 +255,7 @@ def _fact_of_type(call: Call, output: int, found: onnx.TypeProto | None) -> Fact
             if dim.HasField("dim_value")
             else parse(dim.dim_param)
             if dim.dim_param
-            else call.unknown(axis, output)
+            else known.unknown(axis, output)
             for axis, dim in enumerate(tensor.shape.dim)
         )
     return Fact(ir.DataType(tensor.elem_type) if tensor.elem_type else None, shape)

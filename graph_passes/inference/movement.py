@@ -7,47 +7,47 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from exporter.control import END
-from graph_passes.inference.call import UNKNOWN, Call, Fact, Rule, Shape, broadcast
 from graph_passes.inference.dims import Size, at_least, divide, product
+from graph_passes.inference.known import UNKNOWN, Fact, KnownNode, Rule, Shape, broadcast
 from graph_passes.matching import held_by
 
 
-def _shape(call: Call) -> list[Fact]:
-    shape = call.shape(0)
+def _shape(node: KnownNode) -> list[Fact]:
+    shape = node.shape(0)
     if shape is None:
         return [Fact(ir.DataType.INT64, None)]
-    part = shape[call.attribute("start", 0) : call.attribute("end")]
+    part = shape[node.attribute("start", 0) : node.attribute("end")]
     return [Fact(ir.DataType.INT64, (len(part),))]
 
 
-def _scalar_int64(call: Call) -> list[Fact]:
+def _scalar_int64(node: KnownNode) -> list[Fact]:
     return [Fact(ir.DataType.INT64, ())]
 
 
-def _constant(call: Call) -> list[Fact]:
-    tensor = held_by(call.node)
+def _constant(node: KnownNode) -> list[Fact]:
+    tensor = held_by(node.ir_node)
     if tensor is None:
         return [UNKNOWN]
     return [Fact(tensor.dtype, tuple(tensor.shape.numpy()))]
 
 
-def _constant_of_shape(call: Call) -> list[Fact]:
-    value = call.attribute("value")
+def _constant_of_shape(node: KnownNode) -> list[Fact]:
+    value = node.attribute("value")
     dtype = ir.DataType.FLOAT if value is None else value.dtype
-    return [Fact(dtype, _of_contents(call, call.fact(0)))]
+    return [Fact(dtype, _of_contents(node, node.fact(0)))]
 
 
-def _of_contents(call: Call, target: Fact) -> Shape | None:
+def _of_contents(node: KnownNode, target: Fact) -> Shape | None:
     """A shape that is the contents of an input."""
     if target.contents is None:
         if target.shape is None or len(target.shape) != 1 or not isinstance(target.shape[0], int):
             return None
-        return tuple(call.unknown(axis) for axis in range(target.shape[0]))
-    return tuple(call.unknown(axis) if size is None else size for axis, size in enumerate(target.contents))
+        return tuple(node.unknown(axis) for axis in range(target.shape[0]))
+    return tuple(node.unknown(axis) if size is None else size for axis, size in enumerate(target.contents))
 
 
-def _range(call: Call) -> list[Fact]:
-    start, limit, delta = (fact.contents[0] if fact.contents else None for fact in map(call.fact, range(3)))
+def _range(node: KnownNode) -> list[Fact]:
+    start, limit, delta = (fact.contents[0] if fact.contents else None for fact in map(node.fact, range(3)))
     length: Size | None = None
     if start is not None and limit is not None and isinstance(delta, int) and delta:
         span = limit - start if delta > 0 else start - limit
@@ -55,98 +55,98 @@ def _range(call: Call) -> list[Fact]:
             length = max(0, -(-span // abs(delta)))
         elif at_least(span, 0):
             length = divide(span, abs(delta))
-    return [Fact(call.dtype(0), (call.unknown(0) if length is None else length,))]
+    return [Fact(node.dtype(0), (node.unknown(0) if length is None else length,))]
 
 
 # Elements ---------------------------------------------------------------------------------------------------
 
 
-def _reshape(call: Call) -> list[Fact]:
-    source, dtype = call.shape(0), call.dtype(0)
-    target = call.fact(1).contents
-    if not call.has(1):
-        target = tuple(call.attribute("shape", ()))
+def _reshape(node: KnownNode) -> list[Fact]:
+    source, dtype = node.shape(0), node.dtype(0)
+    target = node.fact(1).contents
+    if not node.has(1):
+        target = tuple(node.attribute("shape", ()))
     if target is None:
-        return [Fact(dtype, _of_contents(call, call.fact(1)))]
-    copies = not call.attribute("allowzero", 0)
+        return [Fact(dtype, _of_contents(node, node.fact(1)))]
+    copies = not node.attribute("allowzero", 0)
     wanted: list[Size | None] = []
     for axis, size in enumerate(target):
         if size == 0 and copies:
             wanted.append(source[axis] if source is not None and axis < len(source) else None)
         else:
             wanted.append(None if size == -1 else size)
-    return [Fact(dtype, _with_the_rest(call, source, wanted))]
+    return [Fact(dtype, _with_the_rest(node, source, wanted))]
 
 
-def _with_the_rest(call: Call, source: Shape | None, wanted: Sequence[Size | None]) -> Shape:
+def _with_the_rest(node: KnownNode, source: Shape | None, wanted: Sequence[Size | None]) -> Shape:
     """The one dim that is missing is what the others leave of the whole."""
     known = [size for size in wanted if size is not None]
     rest = None
     if source is not None and len(known) == len(wanted) - 1:
         rest = divide(product(source), product(known))
     filled = (rest if size is None else size for size in wanted)
-    return tuple(call.unknown(axis) if size is None else size for axis, size in enumerate(filled))
+    return tuple(node.unknown(axis) if size is None else size for axis, size in enumerate(filled))
 
 
-def _flatten(call: Call) -> list[Fact]:
-    shape, axis = call.shape(0), call.attribute("axis", 1)
+def _flatten(node: KnownNode) -> list[Fact]:
+    shape, axis = node.shape(0), node.attribute("axis", 1)
     if shape is None:
-        return [Fact(call.dtype(0), None)]
+        return [Fact(node.dtype(0), None)]
     axis += len(shape) if axis < 0 else 0
-    return [Fact(call.dtype(0), (product(shape[:axis]), product(shape[axis:])))]
+    return [Fact(node.dtype(0), (product(shape[:axis]), product(shape[axis:])))]
 
 
-def _transpose(call: Call) -> list[Fact]:
-    shape = call.shape(0)
+def _transpose(node: KnownNode) -> list[Fact]:
+    shape = node.shape(0)
     if shape is None:
-        return [Fact(call.dtype(0), None)]
-    perm = call.attribute("perm") or range(len(shape))[::-1]
-    return [Fact(call.dtype(0), tuple(shape[axis] for axis in perm))]
+        return [Fact(node.dtype(0), None)]
+    perm = node.attribute("perm") or range(len(shape))[::-1]
+    return [Fact(node.dtype(0), tuple(shape[axis] for axis in perm))]
 
 
-def _unsqueeze(call: Call) -> list[Fact]:
-    shape, axes = call.shape(0), call.ints(1, "axes")
+def _unsqueeze(node: KnownNode) -> list[Fact]:
+    shape, axes = node.shape(0), node.ints(1, "axes")
     if shape is None or axes is None:
-        return [Fact(call.dtype(0), None)]
+        return [Fact(node.dtype(0), None)]
     rank = len(shape) + len(axes)
     new, rest = {axis % rank for axis in axes}, iter(shape)
-    return [Fact(call.dtype(0), tuple(1 if axis in new else next(rest) for axis in range(rank)))]
+    return [Fact(node.dtype(0), tuple(1 if axis in new else next(rest) for axis in range(rank)))]
 
 
-def _squeeze(call: Call) -> list[Fact]:
-    shape, axes = call.shape(0), call.ints(1, "axes")
-    if shape is not None and not call.names_ints(1, "axes") and all(isinstance(size, int) for size in shape):
+def _squeeze(node: KnownNode) -> list[Fact]:
+    shape, axes = node.shape(0), node.ints(1, "axes")
+    if shape is not None and not node.names_ints(1, "axes") and all(isinstance(size, int) for size in shape):
         axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
     if shape is None or axes is None:
-        return [Fact(call.dtype(0), None)]
+        return [Fact(node.dtype(0), None)]
     gone = {axis % len(shape) for axis in axes}
-    return [Fact(call.dtype(0), tuple(size for axis, size in enumerate(shape) if axis not in gone))]
+    return [Fact(node.dtype(0), tuple(size for axis, size in enumerate(shape) if axis not in gone))]
 
 
-def _expand(call: Call) -> list[Fact]:
-    target = _of_contents(call, call.fact(1))
-    return [Fact(call.dtype(0), broadcast(call, [call.shape(0), target]))]
+def _expand(node: KnownNode) -> list[Fact]:
+    target = _of_contents(node, node.fact(1))
+    return [Fact(node.dtype(0), broadcast(node, [node.shape(0), target]))]
 
 
-def _tile(call: Call) -> list[Fact]:
-    shape, repeats = call.shape(0), call.fact(1).contents
+def _tile(node: KnownNode) -> list[Fact]:
+    shape, repeats = node.shape(0), node.fact(1).contents
     if shape is None or repeats is None:
-        return [Fact(call.dtype(0), None if shape is None else tuple(map(call.unknown, range(len(shape)))))]
+        return [Fact(node.dtype(0), None if shape is None else tuple(map(node.unknown, range(len(shape)))))]
     sizes = (
-        call.unknown(axis) if repeat is None else size * repeat
+        node.unknown(axis) if repeat is None else size * repeat
         for axis, (size, repeat) in enumerate(zip(shape, repeats, strict=True))
     )
-    return [Fact(call.dtype(0), tuple(sizes))]
+    return [Fact(node.dtype(0), tuple(sizes))]
 
 
-def _concat(call: Call) -> list[Fact]:
-    shapes = [fact.shape for fact in call.facts]
+def _concat(node: KnownNode) -> list[Fact]:
+    shapes = [fact.shape for fact in node.facts]
     known = [shape for shape in shapes if shape is not None]
-    dtype = call.dtype(0)
+    dtype = node.dtype(0)
     if not known:
         return [Fact(dtype, None)]
     rank = len(known[0])
-    axis = call.attribute("axis") % rank
+    axis = node.attribute("axis") % rank
     sizes: list[Size] = []
     for i in range(rank):
         if i != axis:  # all are equal, so whatever is known of one is known of all
@@ -155,22 +155,22 @@ def _concat(call: Call) -> list[Fact]:
         elif len(known) == len(shapes):
             sizes.append(sum((shape[i] for shape in known), start=0))
         else:
-            sizes.append(call.unknown(axis))
+            sizes.append(node.unknown(axis))
     return [Fact(dtype, tuple(sizes))]
 
 
-def _split(call: Call) -> list[Fact]:
-    count, shape, dtype = len(call.node.outputs), call.shape(0), call.dtype(0)
+def _split(node: KnownNode) -> list[Fact]:
+    count, shape, dtype = len(node.ir_node.outputs), node.shape(0), node.dtype(0)
     if shape is None:
         return [Fact(dtype, None)] * count
-    axis = call.attribute("axis", 0) % len(shape)
+    axis = node.attribute("axis", 0) % len(shape)
     parts: Sequence[Size | None]
-    if call.names_ints(1, "split"):
-        parts = (call.fact(1).contents if call.has(1) else call.attribute("split")) or [None] * count
+    if node.names_ints(1, "split"):
+        parts = (node.fact(1).contents if node.has(1) else node.attribute("split")) or [None] * count
     else:
-        parts = _even_parts(shape[axis], call.attribute("num_outputs", count))
+        parts = _even_parts(shape[axis], node.attribute("num_outputs", count))
     return [
-        Fact(dtype, (*shape[:axis], call.unknown(axis, i) if part is None else part, *shape[axis + 1 :]))
+        Fact(dtype, (*shape[:axis], node.unknown(axis, i) if part is None else part, *shape[axis + 1 :]))
         for i, part in enumerate(parts)
     ]
 
@@ -213,55 +213,55 @@ def clamped(size: Size, bound: Size) -> Size | None:
     return size + bound if within or at_least(size + bound, 0) else None
 
 
-def _slice(call: Call) -> list[Fact]:
-    shape, dtype = call.shape(0), call.dtype(0)
+def _slice(node: KnownNode) -> list[Fact]:
+    shape, dtype = node.shape(0), node.dtype(0)
     if shape is None:
         return [Fact(dtype, None)]
-    bounds = slices_of(call)
+    bounds = slices_of(node)
     if bounds is None:
-        return [Fact(dtype, tuple(call.unknown(axis) for axis in range(len(shape))))]
+        return [Fact(dtype, tuple(node.unknown(axis) for axis in range(len(shape))))]
     sizes = list(shape)
     for axis, start, end, step in bounds:
         length = slice_length(sizes[axis], start, end, step)
-        sizes[axis] = call.unknown(axis) if length is None else length
+        sizes[axis] = node.unknown(axis) if length is None else length
     return [Fact(dtype, tuple(sizes))]
 
 
-def slices_of(call: Call) -> list[tuple[int, Size | None, Size | None, Size | None]] | None:
+def slices_of(node: KnownNode) -> list[tuple[int, Size | None, Size | None, Size | None]] | None:
     """``(axis, start, end, step)`` of a Slice, axes counted from the front; None where the axes are not known."""
-    shape = call.shape(0)
-    if call.has(1):
-        count = call.shape(1)
+    shape = node.shape(0)
+    if node.has(1):
+        count = node.shape(1)
         if shape is None or count is None or len(count) != 1 or not isinstance(count[0], int):
             return None
-        starts, ends = (call.fact(i).contents or (None,) * count[0] for i in (1, 2))
+        starts, ends = (node.fact(i).contents or (None,) * count[0] for i in (1, 2))
     else:
-        starts, ends = tuple(call.attribute("starts", ())), tuple(call.attribute("ends", ()))
-    axes = call.ints(3, "axes") if call.names_ints(3, "axes") else tuple(range(len(starts)))
-    steps = (call.fact(4).contents or (None,) * len(starts)) if call.has(4) else (1,) * len(starts)
+        starts, ends = tuple(node.attribute("starts", ())), tuple(node.attribute("ends", ()))
+    axes = node.ints(3, "axes") if node.names_ints(3, "axes") else tuple(range(len(starts)))
+    steps = (node.fact(4).contents or (None,) * len(starts)) if node.has(4) else (1,) * len(starts)
     if shape is None or axes is None:
         return None
     places = [axis % len(shape) for axis in axes]
     return list(zip(places, starts, ends, steps, strict=True))
 
 
-def _gather(call: Call) -> list[Fact]:
-    data, indices = call.shape(0), call.shape(1)
+def _gather(node: KnownNode) -> list[Fact]:
+    data, indices = node.shape(0), node.shape(1)
     if data is None or indices is None:
-        return [Fact(call.dtype(0), None)]
-    axis = call.attribute("axis", 0) % len(data)
-    return [Fact(call.dtype(0), (*data[:axis], *indices, *data[axis + 1 :]))]
+        return [Fact(node.dtype(0), None)]
+    axis = node.attribute("axis", 0) % len(data)
+    return [Fact(node.dtype(0), (*data[:axis], *indices, *data[axis + 1 :]))]
 
 
-def _gather_elements(call: Call) -> list[Fact]:
-    return [Fact(call.dtype(0), call.shape(1))]
+def _gather_elements(node: KnownNode) -> list[Fact]:
+    return [Fact(node.dtype(0), node.shape(1))]
 
 
-def _gather_nd(call: Call) -> list[Fact]:
-    data, indices, batch = call.shape(0), call.shape(1), call.attribute("batch_dims", 0)
+def _gather_nd(node: KnownNode) -> list[Fact]:
+    data, indices, batch = node.shape(0), node.shape(1), node.attribute("batch_dims", 0)
     if data is None or indices is None or not isinstance(indices[-1], int):
-        return [Fact(call.dtype(0), None)]
-    return [Fact(call.dtype(0), (*indices[:-1], *data[batch + indices[-1] :]))]
+        return [Fact(node.dtype(0), None)]
+    return [Fact(node.dtype(0), (*indices[:-1], *data[batch + indices[-1] :]))]
 
 
 RULES: Mapping[str, Rule] = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graph_passes.inference import arithmetic, attention, movement
-from graph_passes.inference.call import Rule
+from graph_passes.inference.known import Rule
 from graph_passes.matching import MICROSOFT
 
 RULES: Mapping[tuple[str, str], Rule] = {

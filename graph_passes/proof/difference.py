@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graph_passes.matching import SMALL, role_of
 from graph_passes.proof.keys import Facts, attribute_key
-from graph_passes.proof.subgraph import Call
+from graph_passes.proof.subgraph import NodeSnapshot
 from graph_passes.proof.witness import Recorder, Side, take
 from graph_passes.structure.constants import tensor_key
 from graph_passes.structure.upgrade import means_the_same
@@ -24,7 +24,7 @@ class Before:
     """A graph as it was: a pass may change nodes, names and shapes in place."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.calls: dict[ir.Value, Call] = {}
+        self.snapshots: dict[ir.Value, NodeSnapshot] = {}
         self.values: dict[str, ir.Value] = {}
         self.facts: dict[ir.Value, Facts] = {}
         graph = model.graph
@@ -32,9 +32,9 @@ class Before:
         for value in (*graph.inputs, *graph.initializers.values()):
             self._add(value)
         for node in graph:
-            call = Call.of(node)
+            snapshot = NodeSnapshot.of(node)
             for value in node.outputs:
-                self.calls[value] = call
+                self.snapshots[value] = snapshot
                 self._add(value)
 
     def of(self, value: ir.Value) -> ir.Value | None:
@@ -52,7 +52,7 @@ def record_differences(before: Before, model: ir.Model, recorder: Recorder) -> N
     twins = _Twins(before, model, recorder.replaced)
     for change in list(twins.changed()):
         sides = (
-            Side(change.old, before.calls.get, frozenset(change.old), before.imports),
+            Side(change.old, before.snapshots.get, frozenset(change.old), before.imports),
             Side(change.new, twins.made_by, frozenset(change.new), dict(model.graph.opset_imports)),
         )
         recorder.add(take(model, change.place, sides, lambda value: twins.ends(value, recorder)))
@@ -78,7 +78,7 @@ class _Twins:
         self._replacing = frozenset(replaced.values())
         self._old: dict[ir.Value, ir.Value] = {}
         self._new: dict[ir.Value, ir.Value] = {}
-        self._calls: dict[ir.Node, Call] = {}
+        self._snapshots: dict[ir.Node, NodeSnapshot] = {}
 
     def changed(self) -> Iterator[Change]:
         """All changes that `replace` did not make, in topological order."""
@@ -86,9 +86,9 @@ class _Twins:
             old = self._before.of(value)
             if old is None:
                 continue
-            if old not in self._before.calls:
+            if old not in self._before.snapshots:
                 self._pair(old, value)
-            elif value not in self._replacing and _constant(self._before.calls.get(old), old) != _tensor(
+            elif value not in self._replacing and _constant(self._before.snapshots.get(old), old) != _tensor(
                 value
             ):
                 yield Change((old,), (value,), str(value.name))
@@ -113,44 +113,52 @@ class _Twins:
             return None if seen else old
         return None
 
-    def made_by(self, value: ir.Value) -> Call | None:
+    def made_by(self, value: ir.Value) -> NodeSnapshot | None:
         """The node that makes a value in the graph after."""
         node = self._new.get(value, value).producer()
         if node is None:
             return None
-        if node not in self._calls:
-            call = Call.of(node)
-            self._calls[node] = dataclasses.replace(
-                call,
-                inputs=tuple(None if v is None else self._old.get(v, v) for v in call.inputs),
-                outputs=tuple(self._old.get(v, v) for v in call.outputs),
+        if node not in self._snapshots:
+            snapshot = NodeSnapshot.of(node)
+            self._snapshots[node] = dataclasses.replace(
+                snapshot,
+                inputs=tuple(None if v is None else self._old.get(v, v) for v in snapshot.inputs),
+                outputs=tuple(self._old.get(v, v) for v in snapshot.outputs),
             )
-        return self._calls[node]
+        return self._snapshots[node]
 
     def ends(self, value: ir.Value, recorder: Recorder) -> bool:
         """Whether both graphs have the value, and pieces may end there."""
         new = self._new.get(value)
         return new is not None and recorder.ends(new)
 
-    def _was(self, node: ir.Node) -> Call | None:
+    def _was(self, node: ir.Node) -> NodeSnapshot | None:
         """The same node in the graph before: of the same op, on the same values."""
         first = next((value for value in node.outputs if value.name), None)
         old = None if first is None else self._before.of(first)
-        call = None if old is None else self._before.calls.get(old)
-        if call is None or len(call.outputs) != len(node.outputs) or len(call.inputs) != len(node.inputs):
+        snapshot = None if old is None else self._before.snapshots.get(old)
+        if (
+            snapshot is None
+            or len(snapshot.outputs) != len(node.outputs)
+            or len(snapshot.inputs) != len(node.inputs)
+        ):
             return None
-        if (call.op_type, call.domain, call.overload) != (node.op_type, node.domain, node.overload):
+        if (snapshot.op_type, snapshot.domain, snapshot.overload) != (
+            node.op_type,
+            node.domain,
+            node.overload,
+        ):
             return None
         if self._means_other(node.domain, node.op_type):
             return None
-        if not all(self._same(was, now) for was, now in zip(call.inputs, node.inputs, strict=True)):
+        if not all(self._same(was, now) for was, now in zip(snapshot.inputs, node.inputs, strict=True)):
             return None
         attributes = tuple(node.attributes.values())
-        same = len(attributes) == len(call.attributes) and all(
+        same = len(attributes) == len(snapshot.attributes) and all(
             a is b or attribute_key(a) == attribute_key(b)
-            for a, b in zip(call.attributes, attributes, strict=True)
+            for a, b in zip(snapshot.attributes, attributes, strict=True)
         )
-        return call if same else None
+        return snapshot if same else None
 
     def _means_other(self, domain: str, op_type: str) -> bool:
         """Whether the graph has moved to an opset in which an op is defined anew."""
@@ -165,29 +173,29 @@ class _Twins:
             return was is now
         if self._old.get(now) is was:
             return True
-        call = self._before.calls.get(was)
+        snapshot = self._before.snapshots.get(was)
         while was in self._replaced or (
-            call is not None and call.op_type == "Identity" and call.domain == ""
+            snapshot is not None and snapshot.op_type == "Identity" and snapshot.domain == ""
         ):
-            following = self._replaced.get(was) or (call.inputs[0] if call is not None else None)
+            following = self._replaced.get(was) or (snapshot.inputs[0] if snapshot is not None else None)
             if following is None:
                 return False
-            was, call = following, self._before.calls.get(following)
+            was, snapshot = following, self._before.snapshots.get(following)
             if was is now or self._old.get(now) is was:
                 return True
         constant = _tensor(now)
-        return constant is not None and constant == _constant(call, was)
+        return constant is not None and constant == _constant(snapshot, was)
 
     def _pair(self, old: ir.Value, new: ir.Value) -> None:
         self._old[new] = old
         self._new[old] = new
 
 
-def _constant(call: Call | None, value: ir.Value) -> Hashable | None:
+def _constant(snapshot: NodeSnapshot | None, value: ir.Value) -> Hashable | None:
     """What a Constant node or an initializer of the graph before holds, where that is small."""
-    if call is None:
+    if snapshot is None:
         return _tensor(value)
-    if call.op_type != "Constant" or call.domain != "":
+    if snapshot.op_type != "Constant" or snapshot.domain != "":
         return None
     return _held(ir.convenience.get_const_tensor(value))
 

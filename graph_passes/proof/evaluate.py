@@ -15,7 +15,7 @@ import onnx.reference
 import onnx_ir as ir
 from onnx.reference.op_run import OpRun
 
-from graph_passes.proof.subgraph import Call, Subgraph, bodies_of, captured
+from graph_passes.proof.subgraph import NodeSnapshot, Subgraph, bodies_of, captured
 
 EMBEDDED = 4096
 """Bytes up to which an initializer is written into the piece; larger ones are fed, which copies nothing."""
@@ -98,11 +98,11 @@ def evaluate_float64(
             results = dict(run.run(None, fed, intermediate=True))
     except Exception as error:  # the reference raises whatever its numpy code does
         raise CannotEvaluate(f"float64 reference: {type(error).__name__}: {error}") from error
-    for call in piece.nodes:
-        for value in call.outputs:
+    for snapshot in piece.nodes:
+        for value in snapshot.outputs:
             result = results.get(names[value])
             if isinstance(result, np.ndarray) and result.dtype.kind not in "biuSUO" and result.itemsize < 8:
-                raise CannotEvaluate(f"float64 reference: {call.op_type} gives {result.dtype}")
+                raise CannotEvaluate(f"float64 reference: {snapshot.op_type} gives {result.dtype}")
     return [np.asarray(results[name]) for name in (output.name for output in proto.graph.output)]
 
 
@@ -168,8 +168,8 @@ def _model(
             graph.input.append(onnx.helper.make_tensor_value_info(names[value], dtype, array.shape))
         else:
             graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), names[value]))
-    for call in piece.nodes:
-        graph.node.append(_node(call, names, arrays, float64=float64))
+    for snapshot in piece.nodes:
+        graph.node.append(_node(snapshot, names, arrays, float64=float64))
     for i, value in enumerate(piece.outputs):
         graph.node.append(onnx.helper.make_node("Identity", [names[value]], [f"y{i}"]))
         graph.output.append(onnx.ValueInfoProto(name=f"y{i}"))
@@ -184,18 +184,20 @@ def _model(
     )
 
 
-def _node(call: Call, names: _Names, fed: Mapping[ir.Value, np.ndarray], *, float64: bool) -> onnx.NodeProto:
-    outputs = [names[value] if value not in fed else f"{names[value]}.unread" for value in call.outputs]
+def _node(
+    snapshot: NodeSnapshot, names: _Names, fed: Mapping[ir.Value, np.ndarray], *, float64: bool
+) -> onnx.NodeProto:
+    outputs = [names[value] if value not in fed else f"{names[value]}.unread" for value in snapshot.outputs]
     node = onnx.NodeProto(
-        op_type=call.op_type,
-        domain=call.domain,
-        overload=call.overload,
-        input=["" if value is None else names[value] for value in call.inputs],
-        output=["" if v.name == "" else name for v, name in zip(call.outputs, outputs, strict=True)],
+        op_type=snapshot.op_type,
+        domain=snapshot.domain,
+        overload=snapshot.overload,
+        input=["" if value is None else names[value] for value in snapshot.inputs],
+        output=["" if v.name == "" else name for v, name in zip(snapshot.outputs, outputs, strict=True)],
     )
-    for attribute in call.attributes:
+    for attribute in snapshot.attributes:
         node.attribute.append(ir.serde.serialize_attribute(attribute))
-    bodies = [graph for attribute in call.attributes for graph in bodies_of(attribute)]
+    bodies = [graph for attribute in snapshot.attributes for graph in bodies_of(attribute)]
     inner = {value.name: names[value] for graph in bodies for value in captured(graph)}
     for attribute in node.attribute:
         for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
@@ -220,7 +222,7 @@ def _rename_captured(body: onnx.GraphProto, names: Mapping[str | None, str]) -> 
 
 def _functions(piece: Subgraph, *, float64: bool) -> list[onnx.FunctionProto]:
     """The functions that the piece calls, and those that these call, the inner ones first."""
-    waiting = [(call.domain, call.op_type, call.overload) for call in piece.nodes]
+    waiting = [(snapshot.domain, snapshot.op_type, snapshot.overload) for snapshot in piece.nodes]
     found: dict[ir.OperatorIdentifier, onnx.FunctionProto] = {}
     while waiting:
         identifier = waiting.pop()

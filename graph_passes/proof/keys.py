@@ -8,11 +8,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporter.weights import Weight, WeightTensor
-from graph_passes.inference.call import Shape
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 from graph_passes.inference.facts import dims
+from graph_passes.inference.known import Shape
 from graph_passes.matching import SMALL
-from graph_passes.proof.subgraph import Call, live_calls, upwards
+from graph_passes.proof.subgraph import NodeSnapshot, live_snapshots, upwards
 
 FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
 
@@ -41,7 +42,7 @@ Describe = Callable[[ir.Value], Hashable]
 
 
 def key_of(
-    sides: Sequence[tuple[Sequence[Call], Sequence[ir.Value]]],
+    sides: Sequence[tuple[Sequence[NodeSnapshot], Sequence[ir.Value]]],
     facts: Mapping[ir.Value, Facts],
     describe: Describe | None = None,
 ) -> Hashable:
@@ -65,21 +66,21 @@ def key_of(
             described.append(_description(value, facts.get(value), leaves) if more is None else more)
         return numbers[value]
 
-    def key(call: Call) -> Hashable:
-        inputs = (tuple(map(number, call.inputs)), tuple(map(number, call.reads())))
-        for value in call.outputs:
+    def key(snapshot: NodeSnapshot) -> Hashable:
+        inputs = (tuple(map(number, snapshot.inputs)), tuple(map(number, snapshot.reads())))
+        for value in snapshot.outputs:
             numbers.setdefault(value, len(numbers))
-        return (*_operation(call), *inputs)
+        return (*_operation(snapshot), *inputs)
 
-    pieces = tuple((tuple(map(key, calls)), tuple(map(number, outputs))) for calls, outputs in sides)
+    pieces = tuple((tuple(map(key, snapshots)), tuple(map(number, outputs))) for snapshots, outputs in sides)
     known = tuple(facts[value] for _, outputs in sides for value in outputs)
     return pieces, tuple(described), known
 
 
-def _operation(call: Call) -> tuple[Hashable, ...]:
-    attributes = tuple(sorted((a.name, str(a.type), attribute_key(a)) for a in call.attributes))
-    blank = tuple(value.name == "" for value in call.outputs)
-    return call.domain, call.op_type, call.overload, attributes, blank
+def _operation(snapshot: NodeSnapshot) -> tuple[Hashable, ...]:
+    attributes = tuple(sorted((a.name, str(a.type), attribute_key(a)) for a in snapshot.attributes))
+    blank = tuple(value.name == "" for value in snapshot.outputs)
+    return snapshot.domain, snapshot.op_type, snapshot.overload, attributes, blank
 
 
 class Digests:
@@ -97,14 +98,14 @@ class Digests:
 
     def __getitem__(self, value: ir.Value) -> int:
         if value not in self._known:
-            _, calls = upwards([value], lambda v: v in self._known or self._ends(v), live_calls())
-            for call in calls:
-                of_shape = call.domain == "" and call.op_type in ("Shape", "Size")
-                inputs = tuple(None if v is None else self._leaf(v, of_shape) for v in call.inputs)
-                inner = tuple(self._leaf(v, False) for v in call.reads() if v not in call.inputs)
-                digest = hash((*_operation(call), inputs, inner))
-                self._known.update({output: hash((digest, i)) for i, output in enumerate(call.outputs)})
-            if not calls:
+            _, snapshots = upwards([value], lambda v: v in self._known or self._ends(v), live_snapshots())
+            for snapshot in snapshots:
+                of_shape = snapshot.domain == "" and snapshot.op_type in ("Shape", "Size")
+                inputs = tuple(None if v is None else self._leaf(v, of_shape) for v in snapshot.inputs)
+                inner = tuple(self._leaf(v, False) for v in snapshot.reads() if v not in snapshot.inputs)
+                digest = hash((*_operation(snapshot), inputs, inner))
+                self._known.update({output: hash((digest, i)) for i, output in enumerate(snapshot.outputs)})
+            if not snapshots:
                 self._known[value] = hash(self._leaf(value, False))
         return self._known[value]
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporter.weights import Array, Weight, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 from graph_passes.inference.dims import BATCH, PAST, SEQUENCE, evaluate, symbols
 from graph_passes.matching import SMALL
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.keys import Facts, leaf_id, parts_of
-from graph_passes.proof.subgraph import Call, Subgraph
+from graph_passes.proof.subgraph import NodeSnapshot, Subgraph
 from graph_passes.proof.witness import Witness
 
 LIMIT = 64 << 20
@@ -294,21 +295,23 @@ def sliceable(witness: Witness) -> dict[ir.Value, int]:
     An input that only products read, each with a weight that only such products read, may have fewer columns
     if all these weights have as many rows.
     """
-    calls = (*witness.before.nodes, *witness.after.nodes)
+    snapshots = (*witness.before.nodes, *witness.after.nodes)
     outputs = {*witness.before.outputs, *witness.after.outputs}
-    readers: dict[ir.Value, list[tuple[Call, int]]] = {}
-    for call in calls:
-        for i, value in enumerate(call.inputs):
+    readers: dict[ir.Value, list[tuple[NodeSnapshot, int]]] = {}
+    for snapshot in snapshots:
+        for i, value in enumerate(snapshot.inputs):
             if value is not None:
-                readers.setdefault(value, []).append((call, i))
+                readers.setdefault(value, []).append((snapshot, i))
     turned = {
-        call.outputs[0]: call.inputs[0]
-        for call in calls
-        if call.op_type == "Transpose" and call.inputs[0] is not None and _is_weight(call.inputs[0])
+        snapshot.outputs[0]: snapshot.inputs[0]
+        for snapshot in snapshots
+        if snapshot.op_type == "Transpose"
+        and snapshot.inputs[0] is not None
+        and _is_weight(snapshot.inputs[0])
     }
     found: dict[ir.Value, int] = {}
     for value in witness.inputs:
-        weights_of = [_contracted(call, i, turned) for call, i in readers.get(value, ())]
+        weights_of = [_contracted(snapshot, i, turned) for snapshot, i in readers.get(value, ())]
         known = [pair for pair in weights_of if pair is not None]
         if len(known) < len(weights_of) or value in outputs or not known:
             continue
@@ -326,13 +329,13 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _contracted(
-    call: Call, i: int, turned: Mapping[ir.Value, ir.Value | None]
+    snapshot: NodeSnapshot, i: int, turned: Mapping[ir.Value, ir.Value | None]
 ) -> tuple[ir.Value, int] | None:
     """The weight that input i is multiplied with, and the weight's axis that is summed over."""
-    if i != 0 or call.op_type not in ("MatMul", "FusedMatMul") or call.inputs[1] is None:
+    if i != 0 or snapshot.op_type not in ("MatMul", "FusedMatMul") or snapshot.inputs[1] is None:
         return None
-    weight, axis = call.inputs[1], 0
-    flags = {attribute.name: attribute.value for attribute in call.attributes}
+    weight, axis = snapshot.inputs[1], 0
+    flags = {attribute.name: attribute.value for attribute in snapshot.attributes}
     if flags.get("transA", 0) or flags.get("transBatchA", 0) or flags.get("transBatchB", 0):
         return None
     if flags.get("transB", 0):
@@ -361,14 +364,14 @@ def _mixes_columns(weight: ir.Value, axis: int) -> bool:
 
 def _only_products(
     weight: ir.Value,
-    readers: Mapping[ir.Value, Sequence[tuple[Call, int]]],
+    readers: Mapping[ir.Value, Sequence[tuple[NodeSnapshot, int]]],
     turned: Mapping[ir.Value, ir.Value | None],
     lhs: set[ir.Value],
 ) -> bool:
-    for call, i in readers.get(weight, ()):
-        if call.op_type == "Transpose":
-            if not _only_products(call.outputs[0], readers, turned, lhs):
+    for snapshot, i in readers.get(weight, ()):
+        if snapshot.op_type == "Transpose":
+            if not _only_products(snapshot.outputs[0], readers, turned, lhs):
                 return False
-        elif i != 1 or call.op_type not in ("MatMul", "FusedMatMul") or call.inputs[0] not in lhs:
+        elif i != 1 or snapshot.op_type not in ("MatMul", "FusedMatMul") or snapshot.inputs[0] not in lhs:
             return False
     return True

@@ -14,7 +14,7 @@ _PLAIN = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Call:
+class NodeSnapshot:
     """A node as it was when the piece was cut; it and its values are known by identity."""
 
     op_type: str
@@ -25,7 +25,7 @@ class Call:
     attributes: tuple[ir.Attr, ...]
 
     @classmethod
-    def of(cls, node: ir.Node) -> Call:
+    def of(cls, node: ir.Node) -> NodeSnapshot:
         return cls(
             node.op_type,
             node.domain,
@@ -56,7 +56,7 @@ class Subgraph:
     """
 
     inputs: tuple[ir.Value, ...]
-    nodes: tuple[Call, ...]
+    nodes: tuple[NodeSnapshot, ...]
     outputs: tuple[ir.Value, ...]
     opset_imports: Mapping[str, int]
     functions: Mapping[ir.OperatorIdentifier, ir.Function]
@@ -64,7 +64,7 @@ class Subgraph:
     @classmethod
     def cut(cls, model: ir.Model, outputs: Sequence[ir.Value], stop_at: Sequence[ir.Value] = ()) -> Subgraph:
         """What computes ``outputs`` from ``stop_at``, or from the graph's inputs where nothing stops it."""
-        boundary, nodes = upwards(outputs, frozenset(stop_at).__contains__, live_calls())
+        boundary, nodes = upwards(outputs, frozenset(stop_at).__contains__, live_snapshots())
         imports = dict(model.graph.opset_imports)
         return cls(boundary, nodes, tuple(outputs), imports, dict(model.functions))
 
@@ -76,65 +76,65 @@ class Subgraph:
             return "" if value is None else names.setdefault(value, value.name or f"value_{len(names)}")
 
         lines = []
-        for call in self.nodes:
-            settings = [f"{a.name}={a.value}" for a in call.attributes if a.type in _PLAIN]
-            arguments = ", ".join([*map(name, call.inputs), *settings])
-            lines.append(f"{', '.join(map(name, call.outputs))} = {call.op_type}({arguments})")
+        for snapshot in self.nodes:
+            settings = [f"{a.name}={a.value}" for a in snapshot.attributes if a.type in _PLAIN]
+            arguments = ", ".join([*map(name, snapshot.inputs), *settings])
+            lines.append(f"{', '.join(map(name, snapshot.outputs))} = {snapshot.op_type}({arguments})")
         return "; ".join([*lines, f"return {', '.join(map(name, self.outputs))}"])
 
     def initializers(self) -> tuple[ir.Value, ...]:
         """Values with a tensor that the piece reads and nobody feeds."""
-        made = {value for call in self.nodes for value in call.outputs} | set(self.inputs)
-        read = [value for call in self.nodes for value in call.reads()]
+        made = {value for snapshot in self.nodes for value in snapshot.outputs} | set(self.inputs)
+        read = [value for snapshot in self.nodes for value in snapshot.reads()]
         return tuple(dict.fromkeys(v for v in (*read, *self.outputs) if v not in made))
 
 
-Making = Callable[[ir.Value], Call | None]
+Making = Callable[[ir.Value], NodeSnapshot | None]
 """The node that makes a value, the same object every time; None of an input or an initializer."""
 
 
-def live_calls() -> Making:
+def live_snapshots() -> Making:
     """Nodes as they are at the first look."""
-    calls: dict[ir.Node, Call] = {}
+    snapshots: dict[ir.Node, NodeSnapshot] = {}
 
-    def made_by(value: ir.Value) -> Call | None:
+    def made_by(value: ir.Value) -> NodeSnapshot | None:
         node = value.producer()
         if node is None:
             return None
-        if node not in calls:
-            calls[node] = Call.of(node)
-        return calls[node]
+        if node not in snapshots:
+            snapshots[node] = NodeSnapshot.of(node)
+        return snapshots[node]
 
     return made_by
 
 
 def upwards(
     outputs: Sequence[ir.Value], stops: Callable[[ir.Value], bool], made_by: Making
-) -> tuple[tuple[ir.Value, ...], tuple[Call, ...]]:
+) -> tuple[tuple[ir.Value, ...], tuple[NodeSnapshot, ...]]:
     """Values at which a walk upwards ends (initializers left out), and the nodes on the way, sorted.
 
     Args:
         stops: whether not to go beyond a value. Inputs and initializers end the walk by themselves.
     """
     boundary: dict[ir.Value, None] = {}
-    found: set[Call] = set()
-    done: dict[Call, None] = {}
-    waiting: list[ir.Value | Call] = list(reversed(outputs))
+    found: set[NodeSnapshot] = set()
+    done: dict[NodeSnapshot, None] = {}
+    waiting: list[ir.Value | NodeSnapshot] = list(reversed(outputs))
     while waiting:
         item = waiting.pop()
-        if isinstance(item, Call):  # all that it reads is done
+        if isinstance(item, NodeSnapshot):  # all that it reads is done
             done[item] = None
             continue
-        call = made_by(item)
-        if call is None:
+        snapshot = made_by(item)
+        if snapshot is None:
             if item.const_value is None:
                 boundary[item] = None
         elif stops(item):
             boundary[item] = None
-        elif call not in found:
-            found.add(call)
-            waiting.append(call)
-            waiting.extend(reversed(list(call.reads())))
+        elif snapshot not in found:
+            found.add(snapshot)
+            waiting.append(snapshot)
+            waiting.extend(reversed(list(snapshot.reads())))
     return tuple(boundary), tuple(done)
 
 
@@ -143,7 +143,7 @@ def captured(graph: ir.Graph) -> list[ir.Value]:
     inside: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
     found: dict[ir.Value, None] = {}
     for node in graph:
-        found.update(dict.fromkeys(value for value in Call.of(node).reads() if value not in inside))
+        found.update(dict.fromkeys(value for value in NodeSnapshot.of(node).reads() if value not in inside))
         inside.update(node.outputs)
     found.update(dict.fromkeys(value for value in graph.outputs if value not in inside))
     return list(found)

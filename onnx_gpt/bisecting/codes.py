@@ -16,7 +16,7 @@ import onnx_ir as ir
 from calibration.quantization.sites import Site, site_of
 from exporter.errors import first_line
 from graph_passes.proof.evaluate import CannotEvaluate, evaluate
-from graph_passes.proof.subgraph import Call, Subgraph
+from graph_passes.proof.subgraph import NodeSnapshot, Subgraph
 from onnx_gpt.bisecting.locating import Piece
 from onnx_gpt.parity.values import TIMES, rounded
 
@@ -25,7 +25,7 @@ CODED = frozenset(["MatMulNBits", "GatherBlockQuantized", "DequantizeLinear"])
 
 def is_coded(piece: Piece) -> bool:
     """Whether the piece after holds codes and the one before the weight that they stand for."""
-    return _site(piece) is not None and any(call.op_type in CODED for call in piece.after.nodes)
+    return _site(piece) is not None and any(snapshot.op_type in CODED for snapshot in piece.after.nodes)
 
 
 def judge(piece: Piece) -> str:
@@ -84,8 +84,8 @@ def _worst(error: np.ndarray, wanted: np.ndarray, axis: int) -> tuple[float, int
 
 
 def _site(piece: Piece) -> Site | None:
-    for call in piece.before.nodes:
-        node = call.outputs[0].producer()
+    for snapshot in piece.before.nodes:
+        node = snapshot.outputs[0].producer()
         site = site_of(node) if node is not None else None
         if site is not None:
             return site
@@ -94,9 +94,9 @@ def _site(piece: Piece) -> Site | None:
 
 def _grid(after: Subgraph) -> tuple[int, int]:
     """Bits and block size of the codes in a piece."""
-    for call in after.nodes:
-        settings = {a.name: a.value for a in call.attributes}
-        if call.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+    for snapshot in after.nodes:
+        settings = {a.name: a.value for a in snapshot.attributes}
+        if snapshot.op_type in ("MatMulNBits", "GatherBlockQuantized"):
             return int(settings.get("bits", 4)), int(settings["block_size"])
     return 8, 1 << 30  # one scale for a whole output channel
 
@@ -105,8 +105,8 @@ def _weight(after: Subgraph, site: Site) -> np.ndarray:
     """``[N, K]`` of the piece after, whatever it is made of."""
     factor = _dequantized_factor(after)
     if factor is not None:  # its input is rounded too, which unit vectors would meet
-        calls, value = factor
-        alone = dataclasses.replace(after, inputs=(), nodes=calls, outputs=(value,))
+        snapshots, value = factor
+        alone = dataclasses.replace(after, inputs=(), nodes=snapshots, outputs=(value,))
         return np.ascontiguousarray(evaluate(alone, {})[0].T)
     N, K = site.weight.shape
     (source,) = (value for value in after.inputs if value.name == site.input.name)
@@ -122,11 +122,11 @@ def _last(outputs: Sequence[np.ndarray], width: int) -> np.ndarray:
     return outputs[0].reshape(-1, width)
 
 
-def _dequantized_factor(after: Subgraph) -> tuple[tuple[Call, ...], ir.Value] | None:
+def _dequantized_factor(after: Subgraph) -> tuple[tuple[NodeSnapshot, ...], ir.Value] | None:
     """The right factor of a product where that is made of codes by DequantizeLinear, and what makes it."""
-    made = {value: call for call in after.nodes for value in call.outputs}
-    for call in after.nodes:
-        factor = call.inputs[1] if call.op_type == "MatMul" else None
+    made = {value: snapshot for snapshot in after.nodes for value in snapshot.outputs}
+    for snapshot in after.nodes:
+        factor = snapshot.inputs[1] if snapshot.op_type == "MatMul" else None
         maker = made.get(factor) if factor is not None else None
         if factor is not None and maker is not None and maker.op_type == "DequantizeLinear":
             return (maker,), factor

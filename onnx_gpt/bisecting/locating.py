@@ -20,7 +20,7 @@ from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.keys import attribute_key
 from graph_passes.proof.prove import compare
 from graph_passes.proof.samples import Sample, Scenario
-from graph_passes.proof.subgraph import Call, Subgraph, upwards
+from graph_passes.proof.subgraph import NodeSnapshot, Subgraph, upwards
 from graph_passes.proof.witness import Witness
 from onnx_gpt.bisecting.running import making
 
@@ -121,8 +121,8 @@ def place_of(node: ir.Node, sides: Sequence[Subgraph] = ()) -> str:
     if name.startswith("layers."):
         return name
     for side in reversed(sides):
-        for call in reversed(side.nodes):
-            maker = call.outputs[0].producer()
+        for snapshot in reversed(side.nodes):
+            maker = snapshot.outputs[0].producer()
             role = maker.metadata_props.get(ROLE) if maker is not None else None
             if role:
                 return role
@@ -160,21 +160,21 @@ def _cut(
     model: ir.Model,
     roots: Sequence[ir.Value],
     stops: set[ir.Value],
-    made_by: Callable[[ir.Value], Call | None],
+    made_by: Callable[[ir.Value], NodeSnapshot | None],
 ) -> Subgraph:
     inside = set(roots)
-    boundary, calls = upwards(roots, lambda v: v in stops and v not in inside, made_by)
-    return Subgraph(boundary, calls, tuple(roots), dict(model.graph.opset_imports), dict(model.functions))
+    boundary, snapshots = upwards(roots, lambda v: v in stops and v not in inside, made_by)
+    return Subgraph(boundary, snapshots, tuple(roots), dict(model.graph.opset_imports), dict(model.functions))
 
 
 def _same(before: Subgraph, after: Subgraph) -> bool:
     """Whether two pieces are written alike, name for name, and read the same constants."""
     if len(before.nodes) != len(after.nodes) or before.opset_imports.get("") != after.opset_imports.get(""):
         return False
-    return all(_same_call(a, b, before, after) for a, b in zip(before.nodes, after.nodes, strict=True))
+    return all(_same_operation(a, b, before, after) for a, b in zip(before.nodes, after.nodes, strict=True))
 
 
-def _same_call(a: Call, b: Call, before: Subgraph, after: Subgraph) -> bool:
+def _same_operation(a: NodeSnapshot, b: NodeSnapshot, before: Subgraph, after: Subgraph) -> bool:
     kind = (a.domain, a.op_type, a.overload)
     if kind != (b.domain, b.op_type, b.overload) or kind in before.functions or kind in after.functions:
         return False

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.proof.keys import FLOATS
-from graph_passes.proof.subgraph import Call, Subgraph
+from graph_passes.proof.subgraph import NodeSnapshot, Subgraph
 from onnx_gpt.bisecting.locating import Wrong
 
 INSIDE = 1 << 28
@@ -115,21 +115,21 @@ def standing_alone(side: Subgraph, arrays: Mapping[str, np.ndarray]) -> ir.Model
         values[value] = new
         initializers.append(new)
     nodes = []
-    for call in side.nodes:
-        for value in call.outputs:
+    for snapshot in side.nodes:
+        for value in snapshot.outputs:
             values[value] = ir.Value(name=value.name, type=value.type if value.dtype in FLOATS else None)
         node = ir.Node(
-            call.domain,
-            call.op_type,
-            [None if v is None else values[v] for v in call.inputs],
-            call.attributes,
-            overload=call.overload,
-            outputs=[values[v] for v in call.outputs],
+            snapshot.domain,
+            snapshot.op_type,
+            [None if v is None else values[v] for v in snapshot.inputs],
+            snapshot.attributes,
+            overload=snapshot.overload,
+            outputs=[values[v] for v in snapshot.outputs],
         )
         nodes.append(node)
     functions = [side.functions[key].clone() for key in _called(side)]
     imports = {"": 23, **side.opset_imports} | {
-        call.domain: 1 for call in side.nodes if call.domain not in side.opset_imports
+        snapshot.domain: 1 for snapshot in side.nodes if snapshot.domain not in side.opset_imports
     }
     graph = ir.Graph(
         [values[v] for v in side.inputs],
@@ -142,14 +142,14 @@ def standing_alone(side: Subgraph, arrays: Mapping[str, np.ndarray]) -> ir.Model
     return ir.Model(graph, ir_version=10, functions=functions)
 
 
-def _has_body(call: Call) -> bool:
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in call.attributes)
+def _has_body(snapshot: NodeSnapshot) -> bool:
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in snapshot.attributes)
 
 
 def _called(side: Subgraph) -> Iterable[ir.OperatorIdentifier]:
     """Functions of the model that a piece calls, directly or through others."""
     found: dict[ir.OperatorIdentifier, None] = {}
-    waiting = [(call.domain, call.op_type, call.overload) for call in side.nodes]
+    waiting = [(snapshot.domain, snapshot.op_type, snapshot.overload) for snapshot in side.nodes]
     while waiting:
         key = waiting.pop()
         if key in side.functions and key not in found:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graph_passes.proof.evaluate import evaluate, evaluate_float64
 from graph_passes.proof.keys import FLOATS
-from graph_passes.proof.subgraph import Call, Subgraph
+from graph_passes.proof.subgraph import NodeSnapshot, Subgraph
 
 Arithmetic = Literal["float32", "float64", "moved"]
 """``moved`` is float32 with every weight one unit in the last place off: how far values go shows what noise is."""
@@ -57,7 +57,7 @@ def run(
         weights = {value: _read(value, arithmetic) for value in piece.initializers()}
         for values, forced in zip(live, given or [{}] * len(calls), strict=True):
             feeds = {**weights, **{value: values[str(value.name)] for value in piece.inputs}}
-            made = (v for call in piece.nodes for v in call.outputs if v.name in forced)
+            made = (v for snapshot in piece.nodes for v in snapshot.outputs if v.name in forced)
             fed = {value: forced[str(value.name)] for value in made}
             whole = dataclasses.replace(piece, inputs=(*piece.inputs, *fed))
             given_out = (evaluate_float64 if arithmetic == "float64" else evaluate)(whole, {**feeds, **fed})
@@ -90,26 +90,26 @@ def moved(array: np.ndarray) -> np.ndarray:
     return shifted
 
 
-def calls_of(node: ir.Node) -> Call:
+def _as_run(node: ir.Node) -> NodeSnapshot:
     """A node as it is run here: a product of codes in float32."""
-    call = Call.of(node)
+    snapshot = NodeSnapshot.of(node)
     if node.op_type == "MatMulNBits":
-        kept = tuple(a for a in call.attributes if a.name != "accuracy_level")
-        return dataclasses.replace(call, attributes=kept)
-    return call
+        kept = tuple(a for a in snapshot.attributes if a.name != "accuracy_level")
+        return dataclasses.replace(snapshot, attributes=kept)
+    return snapshot
 
 
-def making() -> Callable[[ir.Value], Call | None]:
-    """The call that makes a value, the same object every time; None of an input or an initializer."""
-    calls: dict[ir.Node, Call] = {}
+def making() -> Callable[[ir.Value], NodeSnapshot | None]:
+    """The node that makes a value, the same object every time; None of an input or an initializer."""
+    snapshots: dict[ir.Node, NodeSnapshot] = {}
 
-    def made_by(value: ir.Value) -> Call | None:
+    def made_by(value: ir.Value) -> NodeSnapshot | None:
         node = value.producer()
         if node is None:
             return None
-        if node not in calls:
-            calls[node] = calls_of(node)
-        return calls[node]
+        if node not in snapshots:
+            snapshots[node] = _as_run(node)
+        return snapshots[node]
 
     return made_by
 
@@ -132,15 +132,15 @@ def _pieces(
     groups = list(_groups(model.graph))
     last: dict[ir.Value, int] = {}
     for i, group in enumerate(groups):
-        last.update((value, i) for call in group for value in call.reads())
+        last.update((value, i) for snapshot in group for value in snapshot.reads())
     functions, imports = dict(model.functions), dict(model.graph.opset_imports)
     for i, group in enumerate(groups):
-        made = [value for call in group for value in call.outputs if value.name]
+        made = [value for snapshot in group for value in snapshot.outputs if value.name]
         inside = set(made)
         inputs = dict.fromkeys(
             value
-            for call in group
-            for value in call.reads()
+            for snapshot in group
+            for value in snapshot.reads()
             if value not in inside and (value.producer() is not None or value.is_graph_input())
         )
         outputs = [v for v in made if everything or v.name in keep or last.get(v, -1) > i]
@@ -148,18 +148,20 @@ def _pieces(
         yield Subgraph(tuple(inputs), tuple(group), tuple(outputs), imports, functions), dying
 
 
-def _groups(graph: ir.Graph) -> Iterator[list[Call]]:
-    group: list[Call] = []
+def _groups(graph: ir.Graph) -> Iterator[list[NodeSnapshot]]:
+    group: list[NodeSnapshot] = []
     size = 0
     for node in graph:
-        call = calls_of(node)
+        snapshot = _as_run(node)
         own = sum(
-            v.const_value.nbytes for v in call.reads() if v.const_value is not None and not v.is_graph_input()
+            v.const_value.nbytes
+            for v in snapshot.reads()
+            if v.const_value is not None and not v.is_graph_input()
         )
         if group and (len(group) >= NODES or size + own > NBYTES):
             yield group
             group, size = [], 0
-        group.append(call)
+        group.append(snapshot)
         size += own
     if group:
         yield group

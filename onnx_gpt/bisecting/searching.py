@@ -241,8 +241,8 @@ def _close(found: np.ndarray, wanted: np.ndarray, near: float) -> bool:
 
 def _firing_of(piece: Piece, stage: Judged) -> Firing | None:
     """The last firing that made a node of the piece, the node that gives its values first."""
-    for call in reversed(piece.after.nodes):
-        maker = call.outputs[0].producer()
+    for snapshot in reversed(piece.after.nodes):
+        maker = snapshot.outputs[0].producer()
         name = None if maker is None else maker.name
         for firing in reversed(stage.firings):
             if name in firing.nodes:

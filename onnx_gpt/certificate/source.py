@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from onnx_gpt.certificate.files import READERS
 def source_digests(opened: Opened, module: Any = None) -> dict[str, str]:
     """SHA-256 of each part of a source, by name: files that hold weights, the configuration, tokenizer files.
 
-    A file counts by its bare name, so that a digest does not depend on where it lay. What is in no file of its own has
-    a name in brackets: ``[config]`` as canonical JSON, ``[tensors]`` of arrays in memory, name by name.
+    A file counts by its path from the folder that holds them all, so that a digest does not depend on where they lay.
+    What is in no file of its own has a name in brackets: ``[config]`` as canonical JSON, ``[tensors]`` of arrays in
+    memory, name by name.
 
     Args:
         module: the ``torch.nn.Module`` of a `ModuleSource`.
@@ -49,7 +51,7 @@ def source_digests(opened: Opened, module: Any = None) -> dict[str, str]:
     ordered = sorted(paths)
     with ThreadPoolExecutor(READERS) as pool:
         of_files = pool.map(_sha256, ordered)
-        found |= {path.name: value for path, value in zip(ordered, of_files, strict=True)}
+        found |= dict(zip(_names(ordered), of_files, strict=True))
     return dict(sorted(found.items()))
 
 
@@ -61,6 +63,13 @@ def digesting(opened: Opened) -> Digests:
     """Digest a source beside whatever else goes on, once for all who ask; a module's weights on demand."""
     found = begin(lambda: source_digests(opened))
     return lambda module: found.result() if module is None else source_digests(opened, module)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Paths from the innermost folder that holds all: bare names, where they are in one folder."""
+    whole = [path.absolute() for path in paths]
+    folder = os.path.commonpath([path.parent for path in whole]) if whole else ""
+    return [path.relative_to(folder).as_posix() for path in whole]
 
 
 def model_files(path: Path, model: ir.Model) -> set[Path]:

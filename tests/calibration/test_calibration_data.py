@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from calibration.data.documents import digest_of, documents_of, files_of
+from calibration.data.documents import digests_of, documents_of, files_of
 from calibration.data.windows import RUN, Encoder, Windows, pack, require_apart
 from exporter.errors import OnnxGptError
 
@@ -91,7 +91,14 @@ def test_a_folder_is_its_files_by_name_and_facts_have_digests(tmp_path: Path) ->
     (tmp_path / "c.bin").write_text("no text")
     files = files_of(tmp_path)
     assert [file.name for file in files] == ["a.txt", "b.txt"]
-    assert digest_of(files[0]) == "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"
+    first = "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"
+    assert digests_of(tmp_path)["a.txt"] == digests_of(files[0])["a.txt"] == first
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(folder)
+    digests = digests_of(tmp_path)
+    assert list(digests) == ["a.txt", "b.txt", "one/a.txt", "other/a.txt"]
+    assert len(set(digests.values())) == 4
     tokens = np.arange(6).reshape(2, 3)
     one, other = (Windows(t, "here", 0, {}).facts() for t in (tokens, tokens + 1))
     assert (one["windows"], one["window"]) == (2, 3)

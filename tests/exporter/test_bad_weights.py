@@ -16,7 +16,10 @@ from safetensors.numpy import save
 from exporter.checkpoint import Checkpoint
 from exporter.errors import Exit, OnnxGptError
 from exporter.sources import load
-from exporter.weights import Array, Rows, Stack, Stored, WeightTensor, Zeros, require_finite, transposed
+from exporter.stored_weights import Stored, require_finite
+from exporter.weight_expressions import Rows, Stack, transposed
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Zeros
 
 SMALL = save(
     {

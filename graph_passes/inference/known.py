@@ -32,22 +32,22 @@ class Fact:
 
 UNKNOWN = Fact()
 _UNNAMED = itertools.count()
-Rule = Callable[["Call"], Sequence[Fact]]
+Rule = Callable[["KnownNode"], Sequence[Fact]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Call:
+class KnownNode:
     """A node, and what is known of its inputs."""
 
-    node: ir.Node
+    ir_node: ir.Node
     facts: tuple[Fact, ...]
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        found = self.node.attributes.get(name)
+        found = self.ir_node.attributes.get(name)
         return default if found is None else found.value
 
     def has(self, i: int) -> bool:
-        return i < len(self.node.inputs) and self.node.inputs[i] is not None
+        return i < len(self.ir_node.inputs) and self.ir_node.inputs[i] is not None
 
     def fact(self, i: int) -> Fact:
         return self.facts[i] if i < len(self.facts) else UNKNOWN
@@ -60,7 +60,7 @@ class Call:
 
     def unknown(self, axis: int, output: int = 0) -> Size:
         """The symbol of a dim that nothing tells."""
-        return symbol(f"{self.node.outputs[output].name or next(_UNNAMED)}#{axis}")
+        return symbol(f"{self.ir_node.outputs[output].name or next(_UNNAMED)}#{axis}")
 
     def ints(self, i: int, attribute: str) -> tuple[int, ...] | None:
         """Integers that are an input in newer opsets and an attribute in older ones; None if not known."""
@@ -71,7 +71,7 @@ class Call:
 
     def names_ints(self, i: int, attribute: str) -> bool:
         """Whether those integers are given at all."""
-        return self.has(i) or attribute in self.node.attributes
+        return self.has(i) or attribute in self.ir_node.attributes
 
 
 def known_ints(fact: Fact) -> tuple[int, ...] | None:
@@ -81,7 +81,7 @@ def known_ints(fact: Fact) -> tuple[int, ...] | None:
     return tuple(size for size in fact.contents if isinstance(size, int))
 
 
-def broadcast(call: Call, shapes: Sequence[Shape | None]) -> Shape | None:
+def broadcast(node: KnownNode, shapes: Sequence[Shape | None]) -> Shape | None:
     """The shape of an elementwise op's result. A dim of two different symbols is a new one."""
     known = [shape for shape in shapes if shape is not None]
     if len(known) != len(shapes) or not known:
@@ -96,5 +96,5 @@ def broadcast(call: Call, shapes: Sequence[Shape | None]) -> Shape | None:
         if len(sizes) <= 1:
             result.append(sizes.pop() if sizes else 1)
         else:  # a number other than 1 wins over symbols, which must be that or 1
-            result.append(numbers[0] if len(numbers) == 1 else call.unknown(rank + axis))
+            result.append(numbers[0] if len(numbers) == 1 else node.unknown(rank + axis))
     return tuple(result)
