@@ -13,7 +13,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from exporter.weights import Array, Rows, Stack, Transposed, Weight, WeightTensor, Zeros
+from exporter.weight_expressions import Rows, Stack, Transposed
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight, Zeros
 from graph_passes.matching import initializer
 
 Edit = Callable[[ir.Model], None]

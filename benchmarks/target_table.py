@@ -14,6 +14,8 @@ from benchmarks.runtimes import RUNTIMES
 
 DOCUMENT, README = ROOT / "docs" / "targets.md", ROOT / "README.md"
 BEGIN, END = "<!-- python -m benchmarks.targets: begin -->", "<!-- python -m benchmarks.targets: end -->"
+TOKENS = 32
+"""Greedy tokens that are compared in each cell, where the text does not end before."""
 TOLD = ("not made", "refused", "fails")
 """Verdicts that are all there is to say."""
 
@@ -30,15 +32,18 @@ def matrix(rows: Sequence[Row]) -> list[Row]:
 
 
 def equal_tokens(rows: Sequence[Row]) -> list[Row]:
-    """A row for each model, a column for each target: equal tokens of the float bundle · of the int8 one."""
+    """A column for each target: equal tokens of the float bundle · of the int8 one; a row for models that are alike."""
     cells = _cells(rows)
-    return [
-        {"tokens equal: float · int8": model}
-        | {
-            target: " · ".join(_brief(cells.get((model, weights, target))) for weights in ("float", "int8"))
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        told = (
+            " · ".join(_brief(cells.get((model, weights, target))) for weights in ("float", "int8"))
             for target in RUNTIMES
-        }
-        for model in dict.fromkeys(row["model"] for row in rows)
+        )
+        alike.setdefault(tuple(told), []).append(model)
+    return [
+        {"tokens equal: float · int8": ", ".join(models)} | dict(zip(RUNTIMES, told, strict=True))
+        for told, models in sorted(alike.items(), key=lambda entry: -len(entry[1]))
     ]
 
 
@@ -84,7 +89,9 @@ def _brief(row: Mapping[str, Any] | None) -> str:
         return "not run"
     if row["verdict"] in TOLD:
         return str(row["verdict"])
-    return str(row["equal"]) if row["verdict"] == "equal" else f"{row['equal']} of {row['of']}"
+    # A text may end earlier: all of fewer tokens are equal then.
+    whole = row["verdict"] == "equal" and row["of"] == TOKENS
+    return str(row["equal"]) if whole else f"{row['equal']} of {row['of']}"
 
 
 def write_sections(rows: Sequence[Row], document: Path = DOCUMENT, readme: Path = README) -> None:

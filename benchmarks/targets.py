@@ -30,14 +30,13 @@ import numpy as np
 
 from benchmarks.measure import Row, parser, publish, say, size_of
 from benchmarks.runtimes import RUNTIMES, Answer, NotHereError, Runtime
-from benchmarks.target_table import matrix, write_sections
+from benchmarks.target_table import TOKENS, matrix, write_sections
 from exporter.errors import Exit, OnnxGptError
 from tests.onnx_gpt.device_runtimes import unrounded
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
 
-TOKENS = 32
 WEIGHTS = ("float", "int8")
 TEXT = "The class statement defines"
 PROMPT = 8

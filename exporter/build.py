@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporter.control import END, Control, start_of_logits
-from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
+from exporter import alibi
+from exporter.control import END, MASKED, Control, start_of_logits
+from exporter.decoder import Alibi, Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
 from exporter.emitter import Emitter, typed
 from exporter.weights import Weight
 
@@ -27,7 +28,7 @@ def build(decoder: Decoder, weights: Mapping[str, Weight], *, context_length: in
     Args:
         decoder: what the family says.
         weights: by role, as `exporter.match.match_weights` gives them.
-        context_length: rows of the rotary tables; the model's own by default.
+        context_length: rows of the tables of positions; the model's own by default.
     """
     return _Builder(decoder, weights, context_length or decoder.context_length).model()
 
@@ -46,6 +47,7 @@ class _Builder(Emitter):
         self.kept_from = start_of_logits(self)
         self.control = Control(self, self.input_ids, self.attention_mask)
         self.tables: dict[Rope, tuple[ir.Value, ir.Value]] = {}
+        self.biased: dict[tuple[Alibi, int | None], ir.Value] = {}
         self.presents: list[ir.Value] = []
 
     def model(self) -> ir.Model:
@@ -73,7 +75,7 @@ class _Builder(Emitter):
             rows = [self.weight("positions.weight"), self.control.positions]
             placed = self.op("Gather", rows, name="positions.rows", role="positions", axis=0)
             x = self.op("Add", [x, placed], name="embedding.placed")
-        return x
+        return self.norm("embedding_norm", self.decoder.embedding_norm, x)
 
     def head(self, x: ir.Value) -> ir.Value:
         if self.decoder.head_input is not None:
@@ -130,7 +132,7 @@ class _Builder(Emitter):
         y = ir.Value(name=f"{role}.heads")
         self.op_into(
             "Attention",
-            [q, k, v, self.control.mask(attention.window), *past],
+            [q, k, v, self.mask(attention), *past],
             [y, *present],
             role=f"{role}.heads",
             q_num_heads=heads,
@@ -138,6 +140,20 @@ class _Builder(Emitter):
             **attributes,
         )
         return self.linear(f"{role}.o", attention.o, y)
+
+    def mask(self, attention: Attention) -> ir.Value:
+        """What a query sees: bool ``[B, 1, S, T]``, or with a bias by position float32 ``[B, H, S, T]``."""
+        mask, found = self.control.mask(attention.window), attention.alibi
+        if found is None:
+            return mask
+        key = (found, attention.window)
+        if key not in self.biased:
+            tables = {one for one, _ in self.biased} | {found}
+            table = self.constant(f"alibi_{len(tables) - 1}", alibi.table(found, self.context_length))
+            bias = self.control.bias(table, by_place=found.counts_padding)
+            inputs = [mask, bias, self.scalar("masked", MASKED)]
+            self.biased[key] = self.op("Where", inputs, name=f"{mask.name}.biased_{len(self.biased)}")
+        return self.biased[key]
 
     def cache(self, i: int, attention: Attention) -> tuple[list[ir.Value], list[ir.Value]]:
         """Past inputs and present outputs of layer i, ``[B, K, past or total, D]``."""
@@ -155,7 +171,7 @@ class _Builder(Emitter):
 
     def head_norm(self, role: str, norm: Norm | None, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
         """A norm over each head of ``[B, S, H·D]``, or over all of them together."""
-        if norm is None or norm.weight.shape != (head_dim,):
+        if norm is None or not norm.fits(head_dim):
             return self.norm(role, norm, x)
         split = self.ints(f"split_{heads}_{head_dim}", [0, 0, heads, head_dim])
         merge = self.ints(f"merge_{heads * head_dim}", [0, 0, heads * head_dim])
@@ -194,8 +210,9 @@ class _Builder(Emitter):
     def activation(self, role: str, kind: str, x: ir.Value) -> ir.Value:
         if kind == "silu":
             return self.op("Mul", [x, self.op("Sigmoid", [x], name=f"{role}.sigmoid")], name=f"{role}.silu")
-        if kind == "relu":
-            return self.op("Relu", [x], name=f"{role}.relu")
+        if kind in ("relu", "relu2"):
+            x = self.op("Relu", [x], name=f"{role}.relu")
+            return x if kind == "relu" else self.op("Mul", [x, x], name=f"{role}.relu2")
         approximate = "tanh" if kind == "gelu_tanh" else "none"
         return self.op("Gelu", [x], name=f"{role}.gelu", approximate=approximate)
 
@@ -209,7 +226,11 @@ class _Builder(Emitter):
         """x itself where there is no norm."""
         if norm is None:
             return x
-        inputs = [x, self.weight(f"{role}.weight")]
+        if norm.weight is None:
+            gain = self.constant("norm.ones", np.ones(self.decoder.hidden_size, np.float32))
+        else:
+            gain = self.weight(f"{role}.weight")
+        inputs = [x, gain]
         if norm.kind == "layer" and norm.bias is not None:
             inputs.append(self.weight(f"{role}.bias"))
         op = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"

@@ -25,14 +25,14 @@ BOOKKEEPING = _words(
     _name_or_path _num_labels architectures attn_implementation auto_map dtype finetuning_task id2label
     keys_to_ignore_at_inference label2id max_sequence_length model_type n_ctx n_special num_labels
     output_attentions output_hidden_states output_past output_scores predict_special_tokens prefix
-    problem_type return_dict tokenizer_class torch_dtype torchscript transformers.js_config
+    problem_type return_dict tokenizer_class tokenizer_name torch_dtype torchscript transformers.js_config
     transformers_version unsloth_fixed unsloth_version
     """
 )
 TRAINING = _words(
     """
     activation_dropout attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout
-    embd_pdrop embed_dropout embedding_dropout gradient_checkpointing hidden_dropout hidden_dropout_prob
+    emb_pdrop embd_pdrop embed_dropout embedding_dropout gradient_checkpointing hidden_dropout hidden_dropout_prob
     init_std initializer_range layerdrop pretraining_tp resid_dropout resid_pdrop residual_dropout
     summary_activation summary_first_dropout summary_last_dropout
     summary_proj_to_labels summary_type summary_use_proj tf_legacy_loss use_bfloat16

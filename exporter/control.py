@@ -15,12 +15,16 @@ from exporter.emitter import Emitter
 END = 2**63 - 1
 """How Slice spells the end."""
 
+MASKED = -30000.0
+"""Added to the score of a key that is not seen, where a mask is a bias. Its exponential is 0 beside that of any key
+that is, a row that sees none stays finite, and float16 can hold it."""
+
 KEEP = "num_logits_to_keep"
 """The one input that has a default in the graph's contract: 0, which is all."""
 
 
 class Control:
-    """Masks and positions, written where they are first asked for.
+    """Masks, positions and biases by position, written where they are first asked for.
 
     Args:
         emitter: writes the nodes.
@@ -33,6 +37,7 @@ class Control:
         self._input_ids = input_ids
         self._attention_mask = attention_mask
         self._masks: dict[int | None, ir.Value] = {}
+        self._biases: dict[tuple[ir.Value, bool], ir.Value] = {}
 
     @functools.cached_property
     def total(self) -> ir.Value:
@@ -47,14 +52,46 @@ class Control:
         return self._emitter.op("Sub", [total, length], name="past")
 
     @functools.cached_property
-    def positions(self) -> ir.Value:
-        """Of the S tokens, counted over the real ones, int64 ``[B, S]``; 0 where padding comes first."""
-        emit, past, one = self._emitter, self.past, self._emitter.ints("axis_1", [1])
+    def all_positions(self) -> ir.Value:
+        """Of the T tokens, counted over the real ones, int64 ``[B, T]``; 0 where padding comes first."""
+        emit, one = self._emitter, self._emitter.ints("axis_1", [1])
         axis = emit.scalar("axis_1_scalar", 1)
         counted = emit.op("CumSum", [self._attention_mask, axis], name="positions.count")
         positions = emit.op("Sub", [counted, one], name="positions.total")
-        positions = emit.op("Max", [positions, emit.ints("axis_0", [0])], name="positions.clipped")
-        return emit.op("Slice", [positions, past, emit.ints("int64_max", [END]), one], name="positions")
+        return emit.op("Max", [positions, emit.ints("axis_0", [0])], name="positions.clipped")
+
+    @functools.cached_property
+    def positions(self) -> ir.Value:
+        """Of the S tokens, int64 ``[B, S]``."""
+        emit, past, one = self._emitter, self.past, self._emitter.ints("axis_1", [1])
+        end = emit.ints("int64_max", [END])
+        return emit.op("Slice", [self.all_positions, past, end, one], name="positions")
+
+    def bias(self, table: ir.Value, *, by_place: bool) -> ir.Value:
+        """``table[j] − table[i]`` for query i and key j, float32 ``[B, H, S, T]``. Made once for each table.
+
+        Args:
+            table: ``[context, H]``, what each head adds to the score of a key at a position.
+            by_place: positions are columns of the cache, and the result is ``[H, S, T]``; else they are counted over
+                the real tokens.
+        """
+        if (table, by_place) not in self._biases:
+            emit, name = self._emitter, str(table.name)
+            last, before = emit.ints("axis_last", [-1]), emit.ints("axis_before_last", [-2])
+            if by_place:
+                start, axis = emit.ints("axis_0", [0]), emit.ints("axis_0", [0])
+                rows = emit.op("Slice", [table, start, self.total, axis], name=f"{name}.rows")
+            else:
+                places = emit.op("Unsqueeze", [self.all_positions, last], name=f"{name}.places")
+                rows = emit.op("GatherND", [table, places], name=f"{name}.rows")
+            perm = [1, 0] if by_place else [0, 2, 1]
+            of_keys = emit.op("Transpose", [rows], name=f"{name}.of_keys", perm=perm)
+            end = emit.ints("int64_max", [END])
+            of_queries = emit.op("Slice", [of_keys, self.past, end, last], name=f"{name}.of_queries")
+            keys = emit.op("Unsqueeze", [of_keys, before], name=f"{name}.keys")
+            queries = emit.op("Unsqueeze", [of_queries, last], name=f"{name}.queries")
+            self._biases[table, by_place] = emit.op("Sub", [keys, queries], name=f"{name}.bias")
+        return self._biases[table, by_place]
 
     def mask(self, window: int | None) -> ir.Value:
         """bool ``[B, 1, S, T]``: query s may see key t. Made once for each window."""

@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+"""``relu2`` is relu(x)² (So et al. 2021, Primer)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +56,20 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis."""
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis.
+
+    Attributes:
+        weight: None where nothing is learned (OLMo 1, before its blocks and its head): a gain of 1.
+    """
 
     kind: Literal["rms", "layer"]
-    weight: Part
+    weight: Part | None
     epsilon: float
     bias: Part | None = None
+
+    def fits(self, channels: int) -> bool:
+        """Whether it has a gain for so many channels."""
+        return self.weight is not None and self.weight.shape == (channels,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +92,23 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class Alibi:
+    """Positions as a bias on scores, which a token's distance makes lower (Press et al. 2022): `exporter.alibi`.
+
+    Attributes:
+        slopes: of each head, per token.
+        factor: multiplies the bias; 1 elsewhere than in Falcon.
+        bfloat16: positions, slopes and their product are rounded to bfloat16 (Falcon).
+        counts_padding: padding between two tokens makes them further apart (MPT).
+    """
+
+    slopes: tuple[float, ...]
+    factor: float = 1.0
+    bfloat16: bool = False
+    counts_padding: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Attention:
     """Causal attention with H query heads over K key/value heads.
 
@@ -92,6 +118,7 @@ class Attention:
         softcap: scores become ``softcap · tanh(score / softcap)``; 0 for none.
         q_norm, k_norm: RMSNorm before the rotation: over each head where it has D channels (Qwen 3, Gemma 3), else
             over all of them together (OLMo 2).
+        alibi: bias on the scores by position, in the place of a rotation.
     """
 
     heads: int
@@ -107,11 +134,14 @@ class Attention:
     softcap: float = 0.0
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    alibi: Alibi | None = None
 
     @property
-    def norms_span_heads(self) -> bool:
-        """Whether a norm reads all heads of q together, so that none can leave without changing the others."""
-        return self.q_norm is not None and self.q_norm.weight.shape != (self.head_dim,)
+    def keeps_heads(self) -> str:
+        """Why no head can leave without changing the others; empty where one can."""
+        if self.q_norm is not None and not self.q_norm.fits(self.head_dim):
+            return "its norms of q and k read all heads together"
+        return "the slope of each head follows from how many there are" if self.alibi is not None else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +189,8 @@ class Decoder:
         context_length: largest number of tokens the model was trained for.
         embedding: ``[V, E]``.
         embedding_scale: multiplies embeddings (Gemma: √E).
-        positions: learned positions ``[context, E]``; None with rotary.
+        embedding_norm: of what is looked up (BLOOM).
+        positions: learned positions ``[context, E]``; None with rotary or ALiBi.
         head: ``[V, E]``; the same `Part` as `embedding` where they are tied.
         logit_softcap: logits become ``c · tanh(logits / c)``; 0 for none.
         head_input: a map ``[E, E]`` between the last norm and the head; no checkpoint has one, a rotation makes it.
@@ -175,6 +206,7 @@ class Decoder:
     head: Linear
     embedding_scale: float = 1.0
     positions: Part | None = None
+    embedding_norm: Norm | None = None
     logit_softcap: float = 0.0
     head_input: Linear | None = None
 
@@ -187,6 +219,8 @@ class Decoder:
         yield "embedding.weight", self.embedding
         if self.positions is not None:
             yield "positions.weight", self.positions
+        if self.embedding_norm is not None:
+            yield from _parts_of("embedding_norm", self.embedding_norm)
         for i, layer in enumerate(self.layers):
             yield from _parts_of(f"layers.{i}", layer)
         yield from _parts_of("norm", self.norm)

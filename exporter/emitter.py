@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from exporter.weights import Weight, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 
 ROLE = "onnx_gpt.role"
 """Metadata key under which a node carries its role, e.g. ``layers.3.ffn.down``."""

@@ -9,7 +9,9 @@ from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder, Part
 from exporter.errors import rejected
 from exporter.families import describe, family_of
-from exporter.weights import NotFloat, Rows, Weight, plus, times, transposed
+from exporter.stored_weights import NotFloat
+from exporter.weight_expressions import Rows, plus, times, transposed
+from exporter.weights import Weight
 
 
 def matched(checkpoint: Checkpoint) -> tuple[Decoder, dict[str, Weight]]:

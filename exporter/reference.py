@@ -6,6 +6,7 @@ model a piece at a time, so the cost is the model itself and nothing beside it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import warnings
@@ -107,7 +108,8 @@ class Reference:
         with torch.inference_mode():
             if past[0][0].shape[2]:
                 for i, pair in enumerate(past):
-                    keys, values = (torch.from_numpy(_with_heads(side, self._kv_heads[i])) for side in pair)
+                    heads, copies = self._kv_heads[i], self._copies[i]
+                    keys, values = (torch.from_numpy(_with_heads(side, heads, copies)) for side in pair)
                     cache.update(keys.to(self.model.dtype), values.to(self.model.dtype), i)
             ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
             with warnings.catch_warnings():
@@ -115,8 +117,7 @@ class Reference:
                 logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
             own = [keys.shape[1] for keys, _ in past]
             kept = [
-                (layer.keys[:, :K].float().numpy(), layer.values[:, :K].float().numpy())
-                for layer, K in zip(cache.layers, own, strict=True)
+                (keys[:, :K], values[:, :K]) for (keys, values), K in zip(self._kept(cache), own, strict=True)
             ]
         return logits.float().numpy(), kept
 
@@ -131,15 +132,32 @@ class Reference:
             warnings.simplefilter("ignore", FutureWarning)
             ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-            kept = [(layer.keys.float().numpy(), layer.values.float().numpy()) for layer in cache.layers]
-        return logits.float().numpy(), kept
+        return logits.float().numpy(), self._kept(cache)
+
+    def _kept(self, cache: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Keys and values ``[B, K, T, D]`` of each layer."""
+        found = zip(cache.layers, self._copies, strict=True)
+        return [
+            (layer.keys[:, ::copies].float().numpy(), layer.values[:, ::copies].float().numpy())
+            for layer, copies in found
+        ]
+
+    @functools.cached_property
+    def _copies(self) -> list[int]:
+        """How often transformers keeps each key/value head: once, or for every query head that reads it (Falcon)."""
+        cache = _import("transformers.cache_utils").DynamicCache()
+        with self._torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            token = self._torch.zeros((1, 1), dtype=self._torch.int64)
+            self.model(input_ids=token, past_key_values=cache, use_cache=True)
+        return [layer.keys.shape[1] // K for layer, K in zip(cache.layers, self._kv_heads, strict=True)]
 
     def variants(self) -> Iterator[str]:
         """Make the model another that computes the same function, one after the other; after each it is itself again.
 
         ``float64``: products in double precision (transformers' norms and rotary angles stay in float32). ``eager``:
         attention by its definition instead of torch's fused kernel; only for a checkpoint of a class that takes that
-        kernel at all (Gemma 2, which caps scores, does not).
+        kernel at all (Gemma 2, which caps scores, does not), and the other one afterwards (Falcon does not).
         """
         try:
             self.model.double()
@@ -147,6 +165,8 @@ class Reference:
         finally:
             self.model.float()
         if not self._cached or self.model.config._attn_implementation == EAGER:
+            return
+        if not self.model._can_set_attn_implementation():
             return
         try:
             self.model.set_attn_implementation(EAGER)
@@ -176,9 +196,10 @@ class Reference:
         return sequence[len(tokens) :]
 
 
-def _with_heads(side: np.ndarray, heads: int) -> np.ndarray:
-    """Keys or values ``[B, K, P, D]`` with zeros for the heads that are missing."""
-    return np.pad(np.ascontiguousarray(side), ((0, 0), (0, heads - side.shape[1]), (0, 0), (0, 0)))
+def _with_heads(side: np.ndarray, heads: int, copies: int) -> np.ndarray:
+    """Keys or values ``[B, K, P, D]`` with zeros for the heads that are missing, and each head so often."""
+    whole = np.pad(np.ascontiguousarray(side), ((0, 0), (0, heads - side.shape[1]), (0, 0), (0, 0)))
+    return np.repeat(whole, copies, axis=1)
 
 
 def reference_model(checkpoint: Checkpoint) -> Any:

@@ -21,16 +21,17 @@ from exporter.families import describe, family_of
 from exporter.variants import LayerSizes, sizes_of
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "ffn": ("intermediate_size", "ffn_dim", "n_inner"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "ffn": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
     "heads": ("num_attention_heads",),
-    "kv_heads": ("num_key_value_heads",),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "head_dim": ("head_dim",),
-    "hidden": ("hidden_size", "n_embd", "word_embed_proj_dim"),
+    "hidden": ("hidden_size", "n_embd", "word_embed_proj_dim", "d_model"),
     "vocab": ("vocab_size",),
 }
-"""Keys of ``config.json`` by what they say. GPT-2's ``n_head`` and GPT-Neo's ``num_heads`` are not among them: with
-either the size of a head would change."""
+"""Keys of ``config.json`` by what they say. GPT-2's ``n_head``, GPT-Neo's ``num_heads`` and MPT's ``n_heads`` are not
+among them: with each the size of a head would change. BLOOM and MPT have none for the neurons, of which there are four
+for each channel."""
 
 
 def key_of(checkpoint: Checkpoint, size: str) -> str | None:
@@ -68,7 +69,8 @@ def resized_config(
         keys = family_of(checkpoint).Config.model_fields
         said = [_kind(layer) for layer in layers]
         config |= {key: [of[key] for of in said] for key in said[0].keys() & keys}
-    config[_required(checkpoint, "ffn")] = max(size.ffn for size in sizes)
+    if (inner := key_of(checkpoint, "ffn")) is not None:
+        config[inner] = max(size.ffn for size in sizes)
     if hidden is None or hidden == before.hidden_size:
         whole = _with_heads(checkpoint, config, sizes)
     else:
@@ -102,9 +104,17 @@ def _with_heads(
 
 
 def derives_head_size(checkpoint: Checkpoint) -> bool:
-    """Whether a family takes the size of a head to be that of the residual stream over their number."""
+    """Whether the size of a head is that of the residual stream over their number: by a family that has no key for it,
+    or that takes no other (Helium)."""
     field = family_of(checkpoint).Config.model_fields.get("head_dim")
-    return field is None or field.annotation is type(None)
+    if field is None or field.annotation is type(None):
+        return True
+    other = {"head_dim": 2 * describe(checkpoint).layers[0].attention.head_dim}
+    try:
+        describe(dataclasses.replace(checkpoint, config=variants.ordinary_config(checkpoint.config) | other))
+    except OnnxGptError:
+        return True
+    return False
 
 
 def _with_hidden(
@@ -115,7 +125,7 @@ def _with_hidden(
     values = {"hidden": hidden, "heads": size.heads, "kv_heads": size.kv_heads}
     if not derives_head_size(checkpoint):
         values["head_dim"] = before.layers[0].attention.head_dim
-    spelled = {**SPELLINGS, "heads": (*SPELLINGS["heads"], "n_head", "num_heads")}
+    spelled = {**SPELLINGS, "heads": (*SPELLINGS["heads"], "n_head", "num_heads", "n_heads")}
     said = config | {
         key: value
         for what, value in values.items()
@@ -170,5 +180,5 @@ def _require_same(layers: Sequence[Layer], described: Decoder) -> None:
 
 def _nature(layer: Layer) -> tuple[object, ...]:
     attention, ffn = layer.attention, layer.ffn
-    own = (attention.scale, attention.window, attention.softcap, attention.rope, attention.head_dim)
-    return (*own, ffn.activation, ffn.gate is None, layer.parallel)
+    own = (attention.scale, attention.window, attention.softcap, attention.head_dim)
+    return (*own, attention.rope, attention.alibi, ffn.activation, ffn.gate is None, layer.parallel)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from exporter.config import HeadsConfig, invalid
+from exporter.config import HeadsConfig, LayerType, invalid
 from exporter.decoder import Rope
 from exporter.errors import unsupported
 
@@ -32,6 +32,28 @@ def rope_of(config: HeadsConfig, *, theta: float = DEFAULT_THETA, partial: float
     stated = parameters.pop("rope_theta", config.rope_theta)
     base = theta if stated is None else stated
     return rope(parameters, base, config.head_size, config.max_position_embeddings, partial=partial)
+
+
+def ropes_by_type(config: HeadsConfig, thetas: Mapping[LayerType, float | None]) -> dict[LayerType, Rope]:
+    """Rotary positions of a family in which layers that see a window have others than those that see everything.
+
+    transformers 5 keeps ``rope_parameters`` for each type of layer; transformers 4's ``rope_scaling`` is of those that
+    see everything.
+
+    Args:
+        thetas: bases of the frequencies where ``rope_parameters`` name none.
+    """
+    nested = config.rope_parameters or {}
+    wrong = [key for key, of in nested.items() if key not in thetas or not isinstance(of, dict | None)]
+    if wrong:
+        raise invalid("rope_parameters are by layer type", *(f"rope_parameters.{key}" for key in wrong))
+    scaling = {"full_attention": config.rope_scaling or {}}
+    ropes = {}
+    for kind, theta in thetas.items():
+        parameters = {"rope_theta": theta} | scaling.get(kind, {}) | (nested.get(kind) or {})
+        base = parameters.pop("rope_theta")
+        ropes[kind] = rope(parameters, base, config.head_size, config.max_position_embeddings)
+    return ropes
 
 
 def rope(
@@ -66,14 +88,15 @@ def rope(
             f"use a model with {', '.join(_SCALINGS)} rotary scaling",
         )
     rotated = _rotated(head_dim, rest.pop("partial_rotary_factor", None), partial)
-    frequencies = scaling(_frequencies(_positive("rope_theta", theta), rotated), rest, context_length)
+    base = _frequencies(_positive("rope_theta", theta), rotated)
+    frequencies, factor = scaling(base, theta, rest, context_length)
     if rest:
         raise unsupported(
             "rope-unknown",
             f"{kind} rotary scaling has parameters that are not implemented: {', '.join(sorted(rest))}",
             "remove them if they have no effect, or use another model",
         )
-    return Rope(tuple(float(f) for f in frequencies))
+    return Rope(tuple(float(f) for f in frequencies), factor)
 
 
 def _rotated(head_dim: int, stated: Any, partial: float | None) -> int:
@@ -105,17 +128,20 @@ def _frequencies(theta: float, rotated: int) -> np.ndarray:
     return np.float32(1) / power
 
 
-def _default(base: np.ndarray, rest: dict[str, Any], context_length: int) -> np.ndarray:
-    return base
+Scaled: TypeAlias = tuple[np.ndarray, float]
+"""Frequencies, and what multiplies cos and sin."""
 
 
-def _linear(base: np.ndarray, rest: dict[str, Any], context_length: int) -> np.ndarray:
+def _default(base: np.ndarray, theta: float, rest: dict[str, Any], context_length: int) -> Scaled:
+    return base, 1.0
+
+
+def _linear(base: np.ndarray, theta: float, rest: dict[str, Any], context_length: int) -> Scaled:
     """Position interpolation (Chen et al. 2023): positions divided are frequencies divided."""
-    scaled: np.ndarray = base / np.float32(_number(rest, "factor"))
-    return scaled
+    return base / np.float32(_number(rest, "factor")), 1.0
 
 
-def _llama3(base: np.ndarray, rest: dict[str, Any], context_length: int) -> np.ndarray:
+def _llama3(base: np.ndarray, theta: float, rest: dict[str, Any], context_length: int) -> Scaled:
     """Llama 3.1's smooth blend of scaled low frequencies and untouched high ones (Grattafiori 2024)."""
     factor = np.float32(_number(rest, "factor"))
     low, high = _number(rest, "low_freq_factor"), _number(rest, "high_freq_factor")
@@ -127,12 +153,60 @@ def _llama3(base: np.ndarray, rest: dict[str, Any], context_length: int) -> np.n
     context = _number(rest, "original_max_position_embeddings", context_length)
     wavelength = np.float32(2 * math.pi) / base
     smooth = np.clip((np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low), 0, 1)
-    blended: np.ndarray = ((1 - smooth) * base / factor + smooth * base).astype(np.float32)
-    return blended
+    return ((1 - smooth) * base / factor + smooth * base).astype(np.float32), 1.0
+
+
+def _yarn(base: np.ndarray, theta: float, rest: dict[str, Any], context_length: int) -> Scaled:
+    """YaRN (Peng et al. 2024): pairs that turn often within the context of the training stay as they are, those that
+    turn little have their positions interpolated, and between the two it is a ramp; scores grow with the context.
+
+    The factor is the one that is stated, as in transformers 5 and llama.cpp, even where it is not the ratio of the
+    contexts, which some versions of transformers 4 took.
+    """
+    factor = _number(rest, "factor")
+    context = _number(rest, "original_max_position_embeddings", context_length)
+    turns = [_optional(rest, "beta_fast") or 32.0, _optional(rest, "beta_slow") or 1.0]
+    if rest.pop("truncate", True) is not True:
+        raise unsupported(
+            "rope-unknown",
+            "yarn rotary scaling has truncate turned off, which is not implemented",
+            "use another model",
+        )
+    if theta <= 1:
+        raise invalid(
+            "rotary positions are misconfigured", f"rope_theta is {theta!r}, and yarn divides by its log"
+        )
+    pairs, times = len(base), [context / (2 * math.pi * often) for often in turns]
+    if not all(0 < share < math.inf for share in times):
+        raise invalid("rotary positions are misconfigured", f"beta_fast and beta_slow are {turns}")
+    fast, slow = (pairs * math.log(share) / math.log(theta) for share in times)
+    first, last = max(math.floor(fast), 0), float(min(math.ceil(slow), 2 * pairs - 1))
+    if first == last:
+        last += 0.001
+    ramp = np.clip((np.arange(pairs, dtype=np.float32) - first) / np.float32(last - first), 0, 1)
+    blended = (base / np.float32(factor) * ramp + base * (1 - ramp)).astype(np.float32)
+    return blended, _attention_factor(factor, rest)
+
+
+def _attention_factor(factor: float, rest: dict[str, Any]) -> float:
+    """What YaRN multiplies cos and sin by: as stated, or by the two ``mscale`` together, or 0.1·ln(factor) + 1."""
+    stated, once, always = (_optional(rest, key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
+
+    def size(times: float) -> float:
+        return 0.1 * times * math.log(factor) + 1 if factor > 1 else 1.0
+
+    if stated is not None:
+        return stated
+    return size(1.0) if once is None or always is None else size(once) / size(always)
 
 
 def _number(rest: dict[str, Any], key: str, default: float | None = None) -> float:
     return _positive(key, rest.pop(key, default))
+
+
+def _optional(rest: dict[str, Any], key: str) -> float | None:
+    value = rest.pop(key, None)
+    return None if value is None else _positive(key, value)
 
 
 def _positive(key: str, value: Any) -> float:
@@ -141,8 +215,9 @@ def _positive(key: str, value: Any) -> float:
     return float(value)
 
 
-_SCALINGS: Mapping[str, Callable[[np.ndarray, dict[str, Any], int], np.ndarray]] = {
+_SCALINGS: Mapping[str, Callable[[np.ndarray, float, dict[str, Any], int], Scaled]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,
+    "yarn": _yarn,
 }

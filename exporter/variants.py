@@ -107,13 +107,13 @@ def with_sizes(layer: Layer, sizes: LayerSizes, i: int = 0) -> Layer:
 
     Raises:
         OnnxGptError: ``config-invalid`` for more than it has, or heads that its KV heads do not share evenly;
-            ``variant-impossible`` (exit 3) for fewer heads where norms read all of them together.
+            ``variant-impossible`` (exit 3) for fewer heads where none can leave without changing the others.
     """
     whole = sizes_of(layer)
-    if sizes.heads != whole.heads and layer.attention.norms_span_heads:
+    if sizes.heads != whole.heads and layer.attention.keeps_heads:
         raise unsupported(
             "variant-impossible",
-            f"layer {i} cannot lose heads: its norms of q and k read all heads together",
+            f"layer {i} cannot lose heads: {layer.attention.keeps_heads}",
             "keep all heads of this family; neurons and layers can go",
         )
     fits = sizes.ffn <= whole.ffn and sizes.heads <= whole.heads

@@ -23,18 +23,9 @@ from exporter.decoder import Decoder, Part
 from exporter.errors import rejected
 from exporter.families import describe
 from exporter.match import matched
-from exporter.weights import (
-    STORED_DTYPES,
-    NotFloat,
-    Rows,
-    Stack,
-    Stored,
-    Weight,
-    Zeros,
-    plus,
-    times,
-    transposed,
-)
+from exporter.stored_weights import STORED_DTYPES, NotFloat, Stored
+from exporter.weight_expressions import Rows, Stack, plus, times, transposed
+from exporter.weights import Weight, Zeros
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.emitter import ROLE
-from exporter.weights import Array, Weight, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 
 MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators."""
@@ -71,6 +72,18 @@ def held_by(node: ir.Node) -> ir.TensorProtocol | None:
         tensor: ir.TensorProtocol = given.value
         return tensor
     return ir.convenience.get_const_tensor(node.outputs[0])
+
+
+def placed_table(node: ir.Node) -> ir.Value | None:
+    """The table ``[context, n]`` of which a node takes rows by computed places or lengths, as `Control.bias` does; None
+    for any other node."""
+    if node.domain or node.op_type not in ("GatherND", "Slice"):
+        return None
+    table, *places = node.inputs
+    computed = any(value is not None and value.producer() is not None for value in places)
+    if table is None or not computed or not table.is_initializer() or table.is_graph_input():
+        return None
+    return table if table.const_value is not None and len(table.const_value.shape) == 2 else None
 
 
 def is_ints(value: ir.Value | None, *expected: int) -> bool:

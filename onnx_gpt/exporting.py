@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from calibration.data.encoding import ids_of
 from exporter import variants
 from exporter.build import build
 from exporter.checkpoint import Checkpoint, GraphSource, ModuleSource, Opened
@@ -223,7 +224,8 @@ def require_tokenizer_fits(raw: bytes | None, vocab_size: int) -> None:
         tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for a malformed file
         raise rejected("tokenizer-invalid", f"tokenizer.json: {error}", "restore the file") from error
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    around = ids_of(tokenizer, "", special=True, what="an empty text", remedy="restore the file")
+    largest = max([*tokenizer.get_vocab(with_added_tokens=True).values(), *around], default=-1)
     if largest >= vocab_size:
         raise rejected(
             "tokenizer-too-large",

@@ -16,7 +16,8 @@ from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder
 from exporter.match import matched
 from exporter.onnx_format.reader import read_file
-from exporter.weights import Stored, Weight
+from exporter.stored_weights import Stored
+from exporter.weights import Weight
 from graph_passes.lint import lint
 
 
@@ -117,9 +118,11 @@ def _scheme_bytes(decoder: Decoder, scheme: WeightOnly | Floats, floats: int) ->
 
 
 def _angles(decoder: Decoder) -> int:
-    """Numbers in the tables of cosines and sines, one pair for each kind of rotation."""
+    """Numbers in the tables of positions: of cosines and sines for each kind of rotation, and of biases."""
     ropes = {layer.attention.rope for layer in decoder.layers if layer.attention.rope is not None}
-    return sum(decoder.context_length * rope.rotated for rope in ropes)
+    biases = {layer.attention.alibi for layer in decoder.layers if layer.attention.alibi is not None}
+    rows = sum(rope.rotated for rope in ropes) + sum(len(bias.slopes) for bias in biases)
+    return decoder.context_length * rows
 
 
 def _kept_bytes(weight: Weight) -> float:

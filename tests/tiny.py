@@ -32,6 +32,12 @@ SMALL: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "n_head": 4,
     "num_heads": 4,
+    "n_layers": 2,
+    "n_heads": 4,
+    "d_model": 64,
+    "ffn_hidden_size": 96,
+    "max_seq_len": 64,
+    "seq_length": 64,
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 64,
@@ -43,6 +49,7 @@ SMALL: Mapping[str, Any] = {
     "layer_norm_eps": 0.01,
     "layer_norm_epsilon": 0.01,
     "norm_epsilon": 0.01,
+    "norm_eps": 0.01,
     "rotary_dim": 8,
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.3,
@@ -67,8 +74,14 @@ GENERIC: Mapping[str, Mapping[str, Any]] = {
 }
 """Variants of every family whose configuration has all the keys."""
 
-DERIVED: Mapping[str, frozenset[str]] = {"gpt_bigcode": frozenset(["num_key_value_heads"])}
+DERIVED: Mapping[str, frozenset[str]] = {
+    "gpt_bigcode": frozenset(["num_key_value_heads"]),
+    "mpt": frozenset(["logit_scale"]),
+}
 """Keys that transformers writes and does not read."""
+
+LACKING: Mapping[str, frozenset[str]] = {"helium": frozenset(["wide_heads"])}
+"""Variants in `GENERIC` that transformers' own model fails in."""
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -79,6 +92,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "beta_fast": 2.0,
+    "beta_slow": 0.5,
+    "original_max_position_embeddings": 32,
+}
 
 SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "gpt2": {
@@ -143,6 +164,16 @@ SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "opt": {"no_biases": {"enable_bias": False}, "gelu": {"activation_function": "gelu"}},
     "gpt_neo": {"no_windows": {"attention_types": [[["global"], 2]]}},
     "gpt_bigcode": {"by_head": {"multi_query": False, "scale_attn_weights": False}},
+    "bloom": {"six_heads": {"n_head": 6, "hidden_size": 96}},
+    "falcon": {
+        "two_norms": {"new_decoder_architecture": True, "num_kv_heads": 2},
+        "one_norm": {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        "sequential": {"parallel_attn": False, "multi_query": False, "bias": True},
+        "alibi": {"parallel_attn": False, "multi_query": False, "bias": True, "alibi": True},
+        "alibi_shared_heads": {"alibi": True, "num_attention_heads": 6, "hidden_size": 144},
+        "linear_rotary": {"rope_parameters": LINEAR},
+    },
+    "mpt": {"six_heads": {"n_heads": 6, "d_model": 96, "attn_config": {"softmax_scale": 0.3}}},
     "codegen": {"whole_rotary": {"rotary_dim": 16, "n_inner": 80}},
     "stablelm": {
         "parallel": {"use_parallel_residual": True},
@@ -152,7 +183,43 @@ SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "ernie4_5": {"all_biases": {"use_bias": True}},
     "glm": {
         "no_biases": {"attention_bias": False},
+        "yarn": {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}},
         "whole_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
+    },
+    "glm4": {"no_biases": {"attention_bias": False}},
+    "exaone4": {
+        "no_window": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+        "layer_types": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+    },
+    "helium": {"all_biases": {"mlp_bias": True, "attention_bias": True}},
+    "ministral": {
+        "layer_types": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]}
+    },
+    "vaultgemma": {
+        "uncapped": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        "layer_types": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+    },
+    "biogpt": {"unscaled": {"scale_embedding": False}, "relu": {"hidden_act": "relu"}},
+    "hyperclovax": {
+        "no_post_norms": {"use_post_norm": False, "mlp_bias": True, "attention_bias": True},
+        "usual_scale": {"attention_multiplier": None, "rope_parameters": YARN},
+    },
+    "jais2": {"no_biases": {"mlp_bias": False, "attention_bias": False}},
+    "nemotron": {
+        "whole_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
+        "all_biases": {"mlp_bias": True, "attention_bias": True},
+    },
+    "arcee": {"yarn": {"rope_parameters": YARN}, "all_biases": {"mlp_bias": True, "attention_bias": True}},
+    "seed_oss": {
+        "all_biases": {"mlp_bias": True, "attention_out_bias": True},
+        "no_biases": {"attention_bias": False},
+    },
+    "olmo3": {
+        "layer_types": {
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {"full_attention": YARN | {"attention_factor": 1.3}},
+        }
     },
     "phi3": {"partial_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}},
 }
@@ -162,7 +229,9 @@ def variants() -> Iterator[tuple[str, str]]:
     """Every family with every variant that it can take."""
     for family in families():
         keys = config_class(family)().to_dict().keys() - DERIVED.get(family, frozenset())
-        yield from ((family, name) for name, overrides in GENERIC.items() if overrides.keys() <= keys)
+        lacking = LACKING.get(family, frozenset())
+        generic = {name: overrides for name, overrides in GENERIC.items() if name not in lacking}
+        yield from ((family, name) for name, overrides in generic.items() if overrides.keys() <= keys)
         yield from ((family, name) for name in SPECIAL.get(family, {}))
 
 
@@ -204,7 +273,7 @@ def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any)
 
 def loses_heads(family: str) -> bool:
     """Whether heads can be taken out of a family's attention."""
-    return not any(layer.attention.norms_span_heads for layer in describe(tiny(family)).layers)
+    return not any(layer.attention.keeps_heads for layer in describe(tiny(family)).layers)
 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

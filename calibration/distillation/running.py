@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exporter import alibi
 from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -53,6 +54,7 @@ def residual(decoder: Decoder, weights: Weights, tokens: Tensor) -> Tensor:
     x = weights["embedding.weight"][tokens] * decoder.embedding_scale
     if decoder.positions is not None:
         x = x + weights["positions.weight"][: tokens.shape[1]]
+    x = _norm(weights, "embedding_norm", decoder.embedding_norm, x)
     for i, layer in enumerate(decoder.layers):
         x = _layer(weights, f"layers.{i}", layer, x)
     return x
@@ -88,7 +90,7 @@ def _attention(weights: Weights, role: str, attention: Attention, x: Tensor) -> 
     def heads(name: str, linear: Linear, count: int, norm: Norm | None, rope: Rope | None) -> Tensor:
         """``[B, count, S, D]``."""
         y = _linear(weights, f"{role}.{name}", linear, x)
-        if norm is not None and norm.weight.shape == (attention.head_dim,):
+        if norm is not None and norm.fits(attention.head_dim):
             y = y.unflatten(-1, (count, attention.head_dim))
         y = _norm(weights, f"{role}.{name}_norm", norm, y)
         y = y.reshape(*x.shape[:2], count, attention.head_dim).transpose(1, 2)
@@ -108,11 +110,15 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
     """Each token's values, of itself and those before it that it sees: ``[B, H, S, D]`` each."""
     length = q.shape[2]
     unlimited = attention.window is None or attention.window >= length
-    if unlimited and not attention.softcap:
+    if unlimited and not attention.softcap and attention.alibi is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scale)
     seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     if attention.window is not None:
         seen = seen.triu(1 - attention.window)
+    if attention.alibi is not None:
+        rises = torch.from_numpy(alibi.table(attention.alibi, length).T).to(q)  # [H, S]
+        bias = (rises[:, None] - rises[:, :, None]).masked_fill(~seen, -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.scale)
     if not attention.softcap:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attention.scale)
     scores = torch.tanh(q @ k.transpose(2, 3) * (attention.scale / attention.softcap)) * attention.softcap
@@ -143,6 +149,8 @@ def _activation(kind: str, x: Tensor) -> Tensor:
         return F.silu(x)
     if kind == "relu":
         return F.relu(x)
+    if kind == "relu2":
+        return F.relu(x).square()
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
@@ -155,8 +163,8 @@ def _norm(weights: Weights, role: str, norm: Norm | None, x: Tensor) -> Tensor:
     """x itself where there is no norm."""
     if norm is None:
         return x
-    weight, size = weights[f"{role}.weight"], x.shape[-1:]
-    x = x.to(weight.dtype)  # a product of bfloat16
+    weight, size = weights.get(f"{role}.weight"), x.shape[-1:]
+    x = x.to(torch.float32 if weight is None else weight.dtype)  # a product of bfloat16
     if norm.kind == "rms":
         return F.rms_norm(x, size, weight, norm.epsilon)
     bias = None if norm.bias is None else weights[f"{role}.bias"]

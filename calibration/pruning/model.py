@@ -75,7 +75,8 @@ class Loaded:
     def run(self, tokens: np.ndarray, x: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The values asked for, of hidden states ``[B, S, E]`` or of tokens ``[B, S]`` alone."""
         taken = [name for name, (_, dtype) in self.piece.inputs.items() if _is_hidden(name, dtype)]
-        found = self.piece.run(tokens, {} if x is None else dict.fromkeys(taken, x))
+        fed = {} if x is None else dict.fromkeys(taken, x)
+        found = fed | self.piece.run(tokens, fed)
         return {label: found[name] for label, name in self.names.items()}
 
 
@@ -133,7 +134,9 @@ class Runner:
         names = {label: str(value.name) for label, value in outputs.items()}
         self.folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as own:
-            return Loaded(collecting.load(segment, list(names.values()), Path(own)), names)
+            # Hidden states are asked for, too, where q, k and v read them without a norm.
+            given = [name for name in names.values() if name not in segment.incoming]
+            return Loaded(collecting.load(segment, given, Path(own)), names)
 
 
 def forward(part: Loaded, stream: Stream, *, first: bool = False, passing: Collection[str] = ()) -> None:

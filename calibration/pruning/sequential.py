@@ -21,7 +21,9 @@ from calibration.quantization.calibrated import forward, moments
 from calibration.quantization.sites import Site
 from calibration.segments import cut
 from calibration.threads import in_order, single_threaded_blas
-from exporter.weights import Stored, Weight, WeightTensor
+from exporter.stored_weights import Stored
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 
 
 def prune_weights(

@@ -32,8 +32,8 @@ NormOrNone = TypeVar("NormOrNone", Norm, Norm | None)
 def rotated(decoder: Decoder, weights: Weights, seed: int = 0) -> tuple[Decoder, dict[str, Weight]]:
     """A decoder of the same function, and its weights by role; nothing is read.
 
-    Where norms stand behind blocks (Gemma 3), the residual stream is written by them and cannot be turned: gains are
-    folded and values rotated all the same.
+    Where norms stand behind blocks (Gemma 3) or the embedding (BLOOM), the residual stream is written by them and
+    cannot be turned: gains are folded and values rotated all the same.
 
     Args:
         weights: by role, as `exporter.match.match_weights` gives them.
@@ -48,7 +48,9 @@ class _Rotation:
         self.decoder = decoder
         self.weights = dict(weights)
         self.seed = seed
-        behind = any(layer.attention_post_norm or layer.ffn_post_norm for layer in decoder.layers)
+        behind = decoder.embedding_norm is not None or any(
+            layer.attention_post_norm or layer.ffn_post_norm for layer in decoder.layers
+        )
         make = keeping_ones if _kinds(decoder) == {"layer"} else spreading
         turns = not behind and len(_kinds(decoder)) == 1
         self.matrix = make(decoder.hidden_size, seed) if turns else None
@@ -97,8 +99,8 @@ class _Rotation:
             return self.reader("head", decoder.head, "norm"), None
         if self.matrix is None:
             return decoder.head, None
-        gain, shift = self.weights["norm.weight"], self.weights.get("norm.bias")
-        self.weights["head_input.weight"] = Diagonal(gain)
+        ones, shift = Array(np.ones(size, np.float32)), self.weights.get("norm.bias")
+        self.weights["head_input.weight"] = Diagonal(self.weights.get("norm.weight", ones))
         self.turn_columns("head_input.weight")
         self.turn_rows("head_input.weight")
         before = Linear(Part("head_input.weight", (size, size)))
@@ -134,7 +136,7 @@ class _Rotation:
 
     def plain(self, role: str, norm: NormOrNone) -> NormOrNone:
         """The norm without gain and bias; they are in its readers by now."""
-        if norm is None:
+        if norm is None or norm.weight is None:
             return norm
         (size,) = norm.weight.shape
         self.weights[f"{role}.weight"] = Array(np.ones(size, np.float32))

@@ -2,7 +2,8 @@
 
     norm(x)·γ, then W      γ ⇒ γ/s, β ⇒ β/s,  W ⇒ W·diag(s)        q, k, v after attention_norm; gate, up after ffn_norm
     values, then o         v ⇒ v/s,  o ⇒ o·diag(s)                 attention mixes tokens, never channels
-    up, then down          up ⇒ up/s,  down ⇒ down·diag(s)         act(gate)·up and relu(up) let a scale through
+    up, then down          up ⇒ up/s,  down ⇒ down·diag(s)         act(gate)·up and relu(up) let a scale through,
+                                                                   relu(up)² its square, which is left alone
 
 What is rounded in between then has channels of like size, or weights that matter more are rounded more finely. Which
 scales serve is what SmoothQuant (Xiao et al. 2022, arXiv 2211.10438) and AWQ (Lin et al. 2023, arXiv 2306.00978)
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from calibration.transforms.expressions import TimesDiagonal, TimesRows
-from exporter.decoder import Decoder, Layer
+from exporter.decoder import Decoder, Layer, Norm
 from exporter.weights import Array, Weight
 
 Scales = Mapping[str, np.ndarray]
@@ -27,12 +28,16 @@ Scales = Mapping[str, np.ndarray]
 def scalable(layer: Layer) -> tuple[str, ...]:
     """The ends of roles of `Scales` that a layer can take."""
     able = {  # what reads a shared norm is searched for apart, and would have to agree
-        "attention_norm": layer.attention_norm is not None and not layer.shares_norm,
+        "attention_norm": _has_gain(layer.attention_norm) and not layer.shares_norm,
         "attention.v": True,
-        "ffn_norm": layer.ffn_norm is not None,
+        "ffn_norm": _has_gain(layer.ffn_norm),
         "ffn.up": layer.ffn.gate is not None or layer.ffn.activation == "relu",
     }
     return tuple(end for end, can in able.items() if can)
+
+
+def _has_gain(norm: Norm | None) -> bool:
+    return norm is not None and norm.weight is not None
 
 
 def scaled(

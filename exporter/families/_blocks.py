@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -16,9 +17,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 """transformers' names of activations in feed-forwards without a gate. Three of them spell one function."""
-Ungated = Literal["gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu"]
+Ungated = Literal["gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2"]
 
 
 class BlocksConfig(HeadsConfig):
@@ -46,6 +48,18 @@ class GatedConfig(BlocksConfig):
         return rms_norm(name, channels, self.rms_norm_eps)
 
 
+class PlainConfig(BlocksConfig):
+    """Keys of the same without gates."""
+
+    hidden_act: Ungated = "relu2"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def activation(self) -> Activation:
+        return ACTIVATIONS[self.hidden_act]
+
+
 def linear(name: str, out: int, into: int, *, bias: bool = False) -> Linear:
     return Linear(Part(f"{name}.weight", (out, into)), Part(f"{name}.bias", (out,)) if bias else None)
 
@@ -60,10 +74,9 @@ def rms_norm(name: str, size: int, epsilon: float, *, plus: float = 0.0) -> Norm
     return Norm("rms", Part(f"{name}.weight", (size,), plus=plus), epsilon)
 
 
-def layer_norm(name: str, size: int, epsilon: float, *, bias: bool = True) -> Norm:
-    return Norm(
-        "layer", Part(f"{name}.weight", (size,)), epsilon, Part(f"{name}.bias", (size,)) if bias else None
-    )
+def layer_norm(name: str, size: int, epsilon: float, *, bias: bool = True, plus: float = 0.0) -> Norm:
+    gain = Part(f"{name}.weight", (size,), plus=plus)
+    return Norm("layer", gain, epsilon, Part(f"{name}.bias", (size,)) if bias else None)
 
 
 def gated_ffn(at: str, hidden: int, inner: int, activation: Activation, *, bias: bool = False) -> FeedForward:
@@ -75,8 +88,13 @@ def gated_ffn(at: str, hidden: int, inner: int, activation: Activation, *, bias:
     )
 
 
+def plain_ffn(at: str, hidden: int, inner: int, activation: Activation, *, bias: bool = False) -> FeedForward:
+    """The same without a gate."""
+    return dataclasses.replace(gated_ffn(at, hidden, inner, activation, bias=bias), gate=None)
+
+
 def packed_ffn(at: str, hidden: int, inner: int, activation: Activation) -> FeedForward:
-    """The same with gate and up in one tensor."""
+    """Gate and up in one tensor."""
     gate, up = slices(linear(f"{at}.gate_up_proj", 2 * inner, hidden), inner, inner)
     return FeedForward(gate=gate, up=up, down=linear(f"{at}.down_proj", hidden, inner), activation=activation)
 
@@ -127,6 +145,7 @@ def gated_layers(
     qkv_bias: bool = False,
     o_bias: bool = False,
     ffn_bias: bool = False,
+    gated: bool = True,
     qk_norm: bool = False,
     pairs_together: bool = False,
     parallel: bool = False,
@@ -136,11 +155,13 @@ def gated_layers(
     Args:
         windows: of each layer; None for full attention everywhere.
         ropes: of each layer, None for no positions; what `rope_of` says for all of them by default.
+        gated: whether feed-forwards are.
         qk_norm: a norm over each head of q and k.
         pairs_together: whether rotary pairs lie as `pairs_apart` finds them.
         parallel: attention and feed-forward side by side behind one norm.
     """
     hidden, count = config.hidden_size, config.num_hidden_layers
+    inner, feed_forward = config.intermediate_size, gated_ffn if gated else plain_ffn
 
     def layer(at: str, window: int | None, rope: Rope | None) -> Layer:
         attended = attention(
@@ -155,7 +176,7 @@ def gated_layers(
         )
         return Layer(
             attention=pairs_apart(attended) if pairs_together else attended,
-            ffn=gated_ffn(f"{at}.mlp", hidden, config.intermediate_size, config.activation, bias=ffn_bias),
+            ffn=feed_forward(f"{at}.mlp", hidden, inner, config.activation, bias=ffn_bias),
             attention_norm=config.norm(f"{at}.input_layernorm", hidden),
             ffn_norm=None if parallel else config.norm(f"{at}.post_attention_layernorm", hidden),
             parallel=parallel,
@@ -179,3 +200,14 @@ def gated_decoder(family: str, config: BlocksConfig, layers: Sequence[Layer]) ->
         norm=config.norm("model.norm", config.hidden_size),
         head=head(embedding, tied=config.tie_word_embeddings),
     )
+
+
+def scaled_logits(decoder: Decoder, times: float) -> Decoder:
+    """The same with logits multiplied, in the last norm's gain."""
+    return dataclasses.replace(decoder, norm=gain_times(decoder.norm, times))
+
+
+def gain_times(norm: Norm, times: float) -> Norm:
+    """A norm without bias, what it gives multiplied."""
+    assert norm.weight is not None and norm.bias is None
+    return dataclasses.replace(norm, weight=dataclasses.replace(norm.weight, times=times))

@@ -6,13 +6,12 @@ Logits are scaled in the last norm's gain. Norms over each head of q and k (Comm
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from exporter.config import Epsilon, Positive, Size
 from exporter.decoder import Decoder, Norm, Rope
-from exporter.families._blocks import BlocksConfig, gated_decoder, gated_layers, layer_norm
+from exporter.families._blocks import BlocksConfig, gated_decoder, gated_layers, layer_norm, scaled_logits
 from exporter.rope import rope_of
 
 ARCHITECTURES = ("CohereForCausalLM",)
@@ -52,6 +51,4 @@ def scaled_decoder(
     layers = gated_layers(
         config, windows=windows, ropes=ropes, qkv_bias=bias, o_bias=bias, pairs_together=True, parallel=True
     )
-    decoder = gated_decoder(family, config, layers)
-    gain = dataclasses.replace(decoder.norm.weight, times=config.logit_scale)
-    return dataclasses.replace(decoder, norm=dataclasses.replace(decoder.norm, weight=gain))
+    return scaled_logits(gated_decoder(family, config, layers), config.logit_scale)

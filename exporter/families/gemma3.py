@@ -4,14 +4,14 @@ heads of q and k in the place of capped scores."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pydantic
 
-from exporter.config import LayerType, Positive, Size, invalid, windows_of
+from exporter.config import LayerType, Positive, Size, windows_of
 from exporter.decoder import Decoder, Rope
 from exporter.families._gemma import GemmaConfig, gemma_decoder
-from exporter.rope import rope
+from exporter.rope import ropes_by_type
 
 ARCHITECTURES = ("Gemma3ForCausalLM",)
 PERIOD = 6
@@ -44,24 +44,12 @@ class Config(GemmaConfig):
         ]
 
     def ropes(self) -> Mapping[LayerType, Rope]:
-        """By layer type. transformers 4's ``rope_scaling`` and ``rope_theta`` are the global layers'."""
-        nested = self.rope_parameters or {}
-        types = ("full_attention", "sliding_attention")
-        wrong = [key for key, of in nested.items() if key not in types or not isinstance(of, dict | None)]
-        if wrong:
-            raise invalid("rope_parameters are by layer type", *(f"rope_parameters.{key}" for key in wrong))
-        parameters: dict[LayerType, dict[str, Any]] = {
-            "full_attention": {"rope_theta": self.rope_theta}
-            | (self.rope_scaling or {})
-            | (nested.get("full_attention") or {}),
-            "sliding_attention": {"rope_theta": self.rope_local_base_freq}
-            | (nested.get("sliding_attention") or {}),
+        """By layer type; transformers 4's ``rope_theta`` is the global layers'."""
+        thetas: dict[LayerType, float | None] = {
+            "full_attention": self.rope_theta,
+            "sliding_attention": self.rope_local_base_freq,
         }
-        return {kind: self._rope(of) for kind, of in parameters.items()}
-
-    def _rope(self, parameters: dict[str, Any]) -> Rope:
-        theta = parameters.pop("rope_theta")
-        return rope(parameters, theta, self.head_size, self.max_position_embeddings)
+        return ropes_by_type(self, thetas)
 
 
 def describe(config: Config) -> Decoder:

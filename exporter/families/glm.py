@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from exporter.config import Epsilon, Share, Size
-from exporter.decoder import Decoder
+from exporter.decoder import Decoder, Layer
 from exporter.families._blocks import GatedConfig, gated_decoder, gated_layers, packed_ffn
 from exporter.rope import rope_of
 
@@ -26,6 +26,11 @@ class Config(GatedConfig):
 
 
 def describe(config: Config) -> Decoder:
+    return gated_decoder("glm", config, packed_layers(config))
+
+
+def packed_layers(config: Config) -> list[Layer]:
+    """All layers, gate and up of each in one tensor."""
     rope = rope_of(config, partial=config.partial_rotary_factor)
     layers = gated_layers(
         config,
@@ -34,8 +39,7 @@ def describe(config: Config) -> Decoder:
         pairs_together=True,
     )
     hidden, inner = config.hidden_size, config.intermediate_size
-    packed = [
+    return [
         dataclasses.replace(layer, ffn=packed_ffn(f"model.layers.{i}.mlp", hidden, inner, config.activation))
         for i, layer in enumerate(layers)
     ]
-    return gated_decoder("glm", config, packed)

@@ -9,7 +9,7 @@ import dataclasses
 
 from exporter.config import Positive, Size
 from exporter.decoder import Decoder, Layer, Linear
-from exporter.families._blocks import GatedConfig, gated_decoder, gated_layers
+from exporter.families._blocks import GatedConfig, gain_times, gated_decoder, gated_layers, scaled_logits
 
 ARCHITECTURES = ("GraniteForCausalLM",)
 
@@ -27,24 +27,40 @@ class Config(GatedConfig):
 def describe(config: Config) -> Decoder:
     bias = config.attention_bias
     layers = gated_layers(config, qkv_bias=bias, o_bias=bias, ffn_bias=config.mlp_bias)
-    decoder = gated_decoder("granite", config, [_multiplied(layer, config) for layer in layers])
-    gain = dataclasses.replace(decoder.norm.weight, times=1 / config.logits_scaling)
-    return dataclasses.replace(
-        decoder,
-        embedding_scale=config.embedding_multiplier,
-        norm=dataclasses.replace(decoder.norm, weight=gain),
+    return multiplied(
+        gated_decoder("granite", config, layers),
+        embeddings=config.embedding_multiplier,
+        scale=config.attention_multiplier,
+        blocks=config.residual_multiplier,
+        logits=1 / config.logits_scaling,
     )
 
 
-def _multiplied(layer: Layer, config: Config) -> Layer:
-    attention, ffn, times = layer.attention, layer.ffn, config.residual_multiplier
-    return dataclasses.replace(
-        layer,
-        attention=dataclasses.replace(
-            attention, scale=config.attention_multiplier, o=_times(attention.o, times)
-        ),
-        ffn=dataclasses.replace(ffn, down=_times(ffn.down, times)),
-    )
+def multiplied(decoder: Decoder, *, embeddings: float, scale: float, blocks: float, logits: float) -> Decoder:
+    """The same decoder with multipliers.
+
+    Args:
+        scale: of scores, in the place of the decoder's own.
+        blocks: of what blocks add: in the norm behind a block, where there is one, else in its output map.
+    """
+
+    def layer(of: Layer) -> Layer:
+        attention = dataclasses.replace(of.attention, scale=scale)
+        if of.attention_post_norm is not None and of.ffn_post_norm is not None:
+            return dataclasses.replace(
+                of,
+                attention=attention,
+                attention_post_norm=gain_times(of.attention_post_norm, blocks),
+                ffn_post_norm=gain_times(of.ffn_post_norm, blocks),
+            )
+        return dataclasses.replace(
+            of,
+            attention=dataclasses.replace(attention, o=_times(attention.o, blocks)),
+            ffn=dataclasses.replace(of.ffn, down=_times(of.ffn.down, blocks)),
+        )
+
+    layers = tuple(layer(of) for of in decoder.layers)
+    return scaled_logits(dataclasses.replace(decoder, embedding_scale=embeddings, layers=layers), logits)
 
 
 def _times(linear: Linear, times: float) -> Linear:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from exporter.config import Epsilon, Size
-from exporter.decoder import Decoder, Layer
+from exporter.decoder import Decoder, Layer, Rope
 from exporter.families._blocks import GatedConfig, gated_decoder, gated_layers, rms_norm
+from exporter.rope import rope_of
 
 ARCHITECTURES = ("Olmo2ForCausalLM",)
 
@@ -18,11 +20,21 @@ class Config(GatedConfig):
 
 
 def describe(config: Config) -> Decoder:
+    count = config.num_hidden_layers
+    return normed_behind("olmo2", config, [None] * count, [rope_of(config)] * count)
+
+
+def normed_behind(
+    family: str, config: Config, windows: Sequence[int | None], ropes: Sequence[Rope]
+) -> Decoder:
+    """A model of such layers.
+
+    Args:
+        windows, ropes: of each layer.
+    """
     bias = config.attention_bias
-    layers = gated_layers(config, qkv_bias=bias, o_bias=bias)
-    return gated_decoder(
-        "olmo2", config, [_normed_behind(i, layer, config) for i, layer in enumerate(layers)]
-    )
+    layers = gated_layers(config, windows=windows, ropes=ropes, qkv_bias=bias, o_bias=bias)
+    return gated_decoder(family, config, [_normed_behind(i, layer, config) for i, layer in enumerate(layers)])
 
 
 def _normed_behind(i: int, layer: Layer, config: Config) -> Layer:

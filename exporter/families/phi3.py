@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from exporter.config import Epsilon, Share, Size
-from exporter.decoder import Attention, Decoder, Layer
+from exporter.decoder import Attention, Decoder, Layer, Rope
+from exporter.errors import unsupported
 from exporter.families._blocks import GatedConfig, gated_decoder, linear, packed_ffn
 from exporter.families._rows import slices
 from exporter.rope import rope_of
@@ -32,7 +33,7 @@ class Config(GatedConfig):
 def describe(config: Config) -> Decoder:
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads, size = config.num_attention_heads, config.kv_heads, config.head_size
-    rope = rope_of(config, partial=config.partial_rotary_factor)
+    rope = _rope(config)
 
     def layer(at: str) -> Layer:
         kv_size = kv_heads * size
@@ -59,3 +60,14 @@ def describe(config: Config) -> Decoder:
     return gated_decoder(
         "phi3", config, [layer(f"model.layers.{i}") for i in range(config.num_hidden_layers)]
     )
+
+
+def _rope(config: Config) -> Rope:
+    parameters = (config.rope_scaling or {}) | (config.rope_parameters or {})
+    if "yarn" in (parameters.get("rope_type"), parameters.get("type")):
+        raise unsupported(
+            "rope-unknown",
+            "rotary scaling of type 'yarn' is an older name of longrope in Phi-3, and not implemented",
+            "use a Phi-3 for short contexts",
+        )
+    return rope_of(config, partial=config.partial_rotary_factor)

@@ -17,7 +17,8 @@ import numpy as np
 from exporter.gguf_format import configurations
 from exporter.gguf_format.configurations import Config
 from exporter.gguf_format.keys import Keys
-from exporter.weights import Permuted, Weight, plus, transposed
+from exporter.weight_expressions import Permuted, plus, transposed
+from exporter.weights import Weight
 
 Undo: TypeAlias = Callable[[Weight, Mapping[str, Any]], Weight]
 
@@ -31,7 +32,8 @@ class Architecture:
         model_type: for ``config.json``.
         tensors: Hugging Face tensor names without ``.weight`` or ``.bias``, ``{}`` for the layer.
         config: gives the keys of ``config.json`` that are the architecture's own.
-        undo: what gives a tensor's Hugging Face value, by name as in `tensors`.
+        undo: what gives a tensor's Hugging Face value, by name as in `tensors`, or with its ``.weight`` where a bias is
+            as it was.
     """
 
     class_name: str
@@ -114,6 +116,41 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "olmo2",
         (*_OUTSIDE, *_BEHIND, *_HEAD_NORMS, *_ATTENTION, *_GATED),
         configurations.olmo2,
+    ),
+    "olmo": Architecture(
+        "OlmoForCausalLM",
+        "olmo",
+        ("model.embed_tokens", "lm_head", *_ATTENTION, *_GATED),
+        configurations.olmo,
+        _PAIRS_APART,
+    ),
+    "nemotron": Architecture(
+        "NemotronForCausalLM",
+        "nemotron",
+        (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED[1:]),
+        configurations.nemotron,
+        {f"{name}.weight": _without_one for name in (*_NORMS, "model.norm")},
+    ),
+    "glm4": Architecture(
+        "Glm4ForCausalLM",
+        "glm4",
+        (
+            *_OUTSIDE,
+            *_NORMS,
+            *(f"{_LAYER}.post_{block}_layernorm" for block in ("self_attn", "mlp")),
+            *_ATTENTION,
+            *(f"{_LAYER}.mlp.{name}_proj" for name in ("gate_up", "down")),
+        ),
+        configurations.glm4,
+    ),
+    "exaone4": Architecture(
+        "Exaone4ForCausalLM",
+        "exaone4",
+        (*_OUTSIDE, *_BEHIND, *_HEAD_NORMS, *_ATTENTION, *_GATED),
+        configurations.exaone4,
+    ),
+    "jais2": Architecture(
+        "Jais2ForCausalLM", "jais2", (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED[1:]), configurations.jais2
     ),
     "starcoder2": Architecture(
         "Starcoder2ForCausalLM",

@@ -5,7 +5,7 @@ One short function unpacks a type: it takes blocks ``[N, bytes]`` and gives code
 ggml-quants.c of ggml. The rows equal what ``gguf.quants.dequantize`` gives to the last bit (a test holds
 that) and take half its time.
 
-What a code means is `exporter.weights.BlockFormat`'s: ``scale · code + minimum``, or, where there are no
+What a code means is `exporter.block_codes.BlockFormat`'s: ``scale · code + minimum``, or, where there are no
 minima, ``scale · (code − 2^(bits−1))``. Codes of 2, 3, 5 or 6 bits come in the next wider of 4 and 8, shifted
 so that the middle is in the middle.
 """
@@ -21,9 +21,11 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
+from exporter.block_codes import BlockFormat, Coded
 from exporter.errors import rejected, unsupported
 from exporter.gguf_format.reader import TensorEntry
-from exporter.weights import BlockFormat, Coded, Stored, Weight, require_finite
+from exporter.stored_weights import Stored, require_finite
+from exporter.weights import Weight
 
 Unpacked: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 

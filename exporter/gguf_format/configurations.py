@@ -100,6 +100,70 @@ def olmo2(keys: Keys) -> Config:
     return _rotated_config(keys) | {"attention_bias": "blk.0.attn_q.bias" in keys.header.tensors}
 
 
+def olmo(keys: Keys) -> Config:
+    """The file has a key for what is a constant in Hugging Face's OLMo."""
+    config = _sizes(keys)
+    head_dim, epsilon = _head_dim(keys, config), keys.number("attention.layer_norm_epsilon")
+    if epsilon != 1e-5:
+        raise keys.unsupported([f"olmo.attention.layer_norm_epsilon = {epsilon}"])
+    return config | {
+        "hidden_act": "silu",
+        "head_dim": head_dim,
+        "attention_bias": False,
+        **rope_keys(keys, _rotated(keys, head_dim)),
+    }
+
+
+def nemotron(keys: Keys) -> Config:
+    config = _sizes(keys)
+    head_dim = _head_dim(keys, config)
+    rotated = keys.size("rope.dimension_count", head_dim)
+    return config | {
+        "hidden_act": "relu2",
+        "head_dim": head_dim,
+        "norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "partial_rotary_factor": share(rotated, head_dim),
+        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in keys.header.tensors,
+        **rope_keys(keys, rotated),
+    }
+
+
+def glm4(keys: Keys) -> Config:
+    config = _gated_config(keys)
+    head_dim = _head_dim(keys, config)
+    rotated = keys.size("rope.dimension_count", head_dim)
+    return config | {
+        "hidden_act": "silu",
+        "head_dim": head_dim,
+        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+        "partial_rotary_factor": share(rotated, head_dim),
+        **rope_keys(keys, rotated),
+    }
+
+
+def exaone4(keys: Keys) -> Config:
+    """Those with windows have keys for them, and are refused."""
+    config = _rotated_config(keys)
+    return config | {
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * config["num_hidden_layers"],
+    }
+
+
+def jais2(keys: Keys) -> Config:
+    config = _sizes(keys)
+    head_dim = _head_dim(keys, config)
+    return config | {
+        "hidden_act": "relu2",
+        "head_dim": head_dim,
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in keys.header.tensors,
+        **rope_keys(keys, _rotated(keys, head_dim)),
+    }
+
+
 def starcoder2(keys: Keys) -> Config:
     config = _sizes(keys)
     head_dim = _head_dim(keys, config)

@@ -82,7 +82,7 @@ def weights_of(header: Header, config: Mapping[str, Any]) -> dict[str, Weight]:
         full_name = entry.name
         if generic in names:
             name = names[generic]
-            undo = architecture.undo.get(name)
+            undo = architecture.undo.get(name, architecture.undo.get(f"{name}.{suffix}"))
             if undo is not None:
                 weight = undo(weight, config)
             full_name = f"{name.format(layer[1] if layer else '')}.{suffix}"

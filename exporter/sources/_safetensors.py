@@ -14,7 +14,8 @@ from typing import Any
 
 from exporter.errors import OnnxGptError, rejected
 from exporter.sources._files import JSON_LIMIT, parse_json_object, unreadable
-from exporter.weights import STORED_DTYPES, NotFloat, Stored, Weight
+from exporter.stored_weights import STORED_DTYPES, NotFloat, Stored
+from exporter.weights import Weight
 
 OTHER_DTYPES = {
     "BOOL": 1,

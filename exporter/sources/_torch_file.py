@@ -21,7 +21,9 @@ from typing import Any
 
 from exporter.errors import OnnxGptError, rejected
 from exporter.sources._files import unreadable
-from exporter.weights import NotFloat, Stored, Weight, transposed
+from exporter.stored_weights import NotFloat, Stored
+from exporter.weight_expressions import transposed
+from exporter.weights import Weight
 
 PICKLE_LIMIT = 4 << 20
 """Bytes of ``data.pkl``. With optimizer state, a GPT-2 of 48 layers has 0.2 MB."""

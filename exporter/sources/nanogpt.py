@@ -15,7 +15,8 @@ from typing import Any
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OnnxGptError, rejected, unsupported
 from exporter.sources._torch_file import Tensor, read, shown
-from exporter.weights import Weight, Zeros, transposed
+from exporter.weight_expressions import transposed
+from exporter.weights import Weight, Zeros
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MAX_LAYERS = 10_000

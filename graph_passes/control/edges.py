@@ -24,7 +24,7 @@ from graph_passes.control.tables import (
     table_of,
 )
 from graph_passes.inference import dims, facts
-from graph_passes.inference.call import Shape
+from graph_passes.inference.known import Shape
 from graph_passes.lowering.causal import mask_structure, positions_of
 from graph_passes.matching import attribute, constant, producer, role_of
 from graph_passes.outcome import NearMiss, Outcome

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graph_passes.control.interface import Interface
 from graph_passes.inference import facts
 from graph_passes.matching import SMALL
-from graph_passes.proof.subgraph import Call
+from graph_passes.proof.subgraph import NodeSnapshot
 from graph_passes.structure.constants import tensor_key
 
 FLOWS = {
@@ -81,7 +81,7 @@ def island_of(graph: ir.Graph, interface: Interface) -> Island:
     lengths: set[ir.Value] = set()
     uses: list[tuple[ir.Value, Use]] = []
     for node in graph:
-        read = list(Call.of(node).reads())
+        read = list(NodeSnapshot.of(node).reads())
         if node.op_type in ("Shape", "Size") and node.domain == "" and read[0] in data:
             lengths.add(node.outputs[0])
             values.add(node.outputs[0])

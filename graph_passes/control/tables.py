@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graph_passes.control.probe import Probe, Runner, whole
 from graph_passes.inference import dims
-from graph_passes.inference.call import Shape
+from graph_passes.inference.known import Shape
 from graph_passes.proof.evaluate import CannotEvaluate
 from graph_passes.proof.subgraph import Subgraph
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from graph_passes.inference import facts
-from graph_passes.inference.call import Shape
 from graph_passes.inference.dims import BATCH, SEQUENCE, product, symbol
+from graph_passes.inference.known import Shape
 from graph_passes.matching import attribute, role_of
-from graph_passes.proof.subgraph import Call
+from graph_passes.proof.subgraph import NodeSnapshot
 
 BY_ELEMENT = frozenset(
     """
@@ -39,7 +39,7 @@ def tokens_meet_outside_attention(graph: ir.Graph, input_ids: ir.Value) -> str |
     """
     axes: dict[ir.Value, int] = {input_ids: 1}
     for node in graph:
-        if not any(value in axes for value in Call.of(node).reads()):
+        if not any(value in axes for value in NodeSnapshot.of(node).reads()):
             continue
         axis = _axis_after(node, axes)
         if isinstance(axis, str):

@@ -1,4 +1,4 @@
-"""Recognises the canonical graph's mask and positions by their structure."""
+"""Recognises the canonical graph's mask, positions and biases by position by their structure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 
 import onnx_ir as ir
 
-from exporter.control import END
-from graph_passes.matching import attribute, constant, either_order, is_ints, producer
+from exporter.control import END, MASKED
+from graph_passes.matching import attribute, constant, either_order, is_ints, placed_table, producer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +17,35 @@ class Causal:
     Attributes:
         attention_mask: int64 ``[B, T]``, 1 for a real token.
         window: keys that a query sees, itself included; None for all.
+        table: initializer ``[context, H]``; the difference of its rows at t and s is added to the score. None for no
+            such bias.
     """
 
     attention_mask: ir.Value
     window: int | None
+    table: ir.Value | None = None
 
 
 def mask_structure(mask: ir.Value) -> Causal | str:
-    """What a bool mask ``[B, 1, S, T]`` says, or why it is not understood."""
+    """What a mask says, or why it is not understood: bool ``[B, 1, S, T]``, or a bias ``[B, H, S, T]`` where such a
+    mask is true."""
+    biased = producer(mask, "Where")
+    if biased is None:
+        return _bool_mask(mask)
+    seen, bias, masked = biased.inputs
+    hidden = constant(masked)
+    if seen is None or hidden is None or hidden.size != 1 or hidden.item() != MASKED:
+        return "its mask is neither bool, nor a bias where it is seen"
+    found = _bool_mask(seen)
+    if isinstance(found, str):
+        return found
+    table = _table(bias, found.attention_mask)
+    if table is None:
+        return "its mask adds something else than a bias by position"
+    return dataclasses.replace(found, table=table)
+
+
+def _bool_mask(mask: ir.Value) -> Causal | str:
     node = producer(mask, "And")
     if node is None:
         return "its mask is not (causal and valid)"
@@ -94,11 +115,24 @@ def _window(recent: ir.Node, causal: ir.Node) -> int | None:
 def positions_of(value: ir.Value | None) -> ir.Value | None:
     """attention_mask of the canonical positions ``[B, S]``: ``max(cumsum(attention_mask) − 1, 0)[:, past:]``."""
     slice_ = producer(value, "Slice")
-    if slice_ is None or len(slice_.inputs) != 4 or not is_ints(slice_.inputs[3], 1):
+    if slice_ is None or not _is_of_tokens(slice_, 1):
         return None
+    attention_mask = _counted(slice_.inputs[0])
+    return attention_mask if _is_past(slice_.inputs[1], attention_mask) else None
+
+
+def _is_of_tokens(slice_: ir.Node, axis: int) -> bool:
+    """Whether a Slice goes from somewhere to the end of an axis."""
     end = constant(slice_.inputs[2])
-    clipped = producer(slice_.inputs[0], "Max")
-    if end is None or end.item() != END or clipped is None or not is_ints(clipped.inputs[1], 0):
+    return (
+        len(slice_.inputs) == 4 and is_ints(slice_.inputs[3], axis) and end is not None and end.item() == END
+    )
+
+
+def _counted(value: ir.Value | None) -> ir.Value | None:
+    """attention_mask of all positions ``[B, T]``, ``max(cumsum(attention_mask) − 1, 0)``."""
+    clipped = producer(value, "Max")
+    if clipped is None or not is_ints(clipped.inputs[1], 0):
         return None
     minus_one = producer(clipped.inputs[0], "Sub")
     if minus_one is None or not is_ints(minus_one.inputs[1], 1):
@@ -106,9 +140,43 @@ def positions_of(value: ir.Value | None) -> ir.Value | None:
     count = producer(minus_one.inputs[0], "CumSum")
     if count is None or not is_ints(count.inputs[1], 1) or count.inputs[0] is None:
         return None
-    if attribute(count, "exclusive", 0) or attribute(count, "reverse", 0):
+    return None if attribute(count, "exclusive", 0) or attribute(count, "reverse", 0) else count.inputs[0]
+
+
+def _table(bias: ir.Value | None, attention_mask: ir.Value) -> ir.Value | None:
+    """The table of ``table[j] − table[i]`` (`exporter.control.Control.bias`)."""
+    sub = producer(bias, "Sub")
+    if sub is None:
         return None
-    return count.inputs[0] if _is_past(slice_.inputs[1], count.inputs[0]) else None
+    keys, queries = (producer(value, "Unsqueeze") for value in sub.inputs)
+    if (
+        keys is None
+        or queries is None
+        or not is_ints(keys.inputs[1], -2)
+        or not is_ints(queries.inputs[1], -1)
+    ):
+        return None
+    of_keys, of_queries = producer(keys.inputs[0], "Transpose"), producer(queries.inputs[0], "Slice")
+    if of_keys is None or of_queries is None or of_queries.inputs[0] is not of_keys.outputs[0]:
+        return None
+    if not _is_of_tokens(of_queries, -1) or not _is_past(of_queries.inputs[1], attention_mask):
+        return None
+    return _looked_up(of_keys.inputs[0], list(attribute(of_keys, "perm", ())), attention_mask)
+
+
+def _looked_up(rows: ir.Value | None, perm: list[int], attention_mask: ir.Value) -> ir.Value | None:
+    """The table of which these are the rows of all T keys, by place or counted over the real ones."""
+    node = rows.producer() if rows is not None else None
+    table = placed_table(node) if node is not None else None
+    if node is None or table is None:
+        return None
+    if node.op_type == "Slice":
+        start, stop, axis = node.inputs[1:4]
+        whole = is_ints(start, 0) and is_ints(axis, 0) and _is_columns(stop, attention_mask)
+        return table if whole and perm == [1, 0] else None
+    places = producer(node.inputs[1], "Unsqueeze")
+    counted = places is not None and is_ints(places.inputs[1], -1) and _counted(places.inputs[0])
+    return table if counted is attention_mask and perm == [0, 2, 1] else None
 
 
 def _scalar(value: ir.Value | None) -> ir.Value | None:
@@ -122,10 +190,10 @@ def _is_columns(value: ir.Value | None, matrix: ir.Value) -> bool:
     return shape is not None and shape.inputs[0] is matrix and _second_dim(shape)
 
 
-def _is_past(value: ir.Value | None, attention_mask: ir.Value) -> bool:
+def _is_past(value: ir.Value | None, attention_mask: ir.Value | None) -> bool:
     """value = columns of the attention mask − columns of the tokens."""
     sub = producer(value, "Sub")
-    if sub is None or not _is_columns(sub.inputs[0], attention_mask):
+    if sub is None or attention_mask is None or not _is_columns(sub.inputs[0], attention_mask):
         return False
     length = producer(sub.inputs[1], "Shape")
     if length is None or length.inputs[0] is None or not _second_dim(length):

@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.emitter import ROLE
-from exporter.weights import Stack, Weight, WeightTensor
+from exporter.weight_expressions import Stack
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 from graph_passes.matching import (
     either_order,
     initializer,

@@ -7,12 +7,9 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from exporter.control import MASKED
 from graph_passes.lowering.lengths import Lengths
 from graph_passes.matching import initializer, make
-
-MASKED = -30000.0
-"""Added to the score of a key that is padding. Its exponential is 0 beside any real key's, a row that sees padding
-alone stays finite, and float16 can hold it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ steps of distance, this one does not). A batch padded on the left makes the grap
 
 ``attention{padding=any}`` is right for padding on either side, as the canonical graph is, for a bias on the scores
 (`graph_passes.lowering.padding`).
+
+A bias by position (ALiBi) is one on the scores: of a row's own places, since its tokens lie side by side in the cache.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from exporter.control import Control
+from exporter.emitter import Emitter
+from graph_passes.control.rewrite import splice
 from graph_passes.lowering.causal import mask_structure, positions_of
 from graph_passes.lowering.lengths import LEFT_PADDING, Lengths, guard, lengths
 from graph_passes.lowering.padding import Padded, padded
@@ -29,7 +34,8 @@ KIND = "fp"
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What GroupQueryAttention needs to know. ``rotations`` are the rotary nodes of q and k, or nothing."""
+    """What GroupQueryAttention needs to know. ``rotations`` are the rotary nodes of q and k, or nothing; ``table`` is
+    that of a bias by position (`Causal`)."""
 
     node: ir.Node
     query: ir.Value
@@ -39,10 +45,12 @@ class Match:
     attention_mask: ir.Value
     window: int | None
     rotations: tuple[ir.Node, ...]
+    table: ir.Value | None
 
 
 def apply(model: ir.Model, padding: Literal["right", "any"] = "right") -> Outcome:
     known: dict[ir.Value, Lengths | Padded] = {}
+    biases: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
     misses = []
     fired = 0
     for node in [n for n in model.graph if n.op_type == "Attention" and n.domain == ""]:
@@ -56,7 +64,14 @@ def apply(model: ir.Model, padding: Literal["right", "any"] = "right") -> Outcom
                 if padding == "right"
                 else padded(node, _tokens(model, found), found.attention_mask)
             )
-        rewrite(found, known[found.attention_mask])
+        rows = known[found.attention_mask]
+        bias = rows.bias if isinstance(rows, Padded) else None
+        if found.table is not None:
+            key = (found.attention_mask, found.table)
+            if key not in biases:
+                biases[key] = _bias(model.graph, node, found, _tokens(model, found), bias)
+            bias = biases[key]
+        rewrite(found, rows.lengths if isinstance(rows, Padded) else rows, bias)
         fired += 1
     if padding == "right":
         fired += _guard(model.graph, {rows.tokens for rows in known.values() if isinstance(rows, Lengths)})
@@ -121,7 +136,9 @@ def match(node: ir.Node) -> Match | str:
     if rotations:
         query, key = (rotation.inputs[0] for rotation in rotations)
         assert query is not None and key is not None
-    return Match(node, query, key, value, tuple(past), seen.attention_mask, seen.window, rotations)
+    return Match(
+        node, query, key, value, tuple(past), seen.attention_mask, seen.window, rotations, seen.table
+    )
 
 
 def _rotations(query: ir.Value, key: ir.Value, attention_mask: ir.Value) -> tuple[ir.Node, ...] | str:
@@ -154,7 +171,21 @@ def _tokens(model: ir.Model, found: Match) -> ir.Value:
     return next((value for value in model.graph.inputs if value.name == "input_ids"), found.query)
 
 
-def rewrite(found: Match, known: Lengths | Padded) -> None:
+def _bias(
+    graph: ir.Graph, node: ir.Node, found: Match, tokens: ir.Value, padding: ir.Value | None
+) -> ir.Value:
+    """float32 ``[1, H, S, T]`` of the places in a row, in front of a node; ``[B, H, S, T]`` with the padding's."""
+    assert found.table is not None
+    emit = Emitter({})
+    bias = Control(emit, tokens, found.attention_mask).bias(found.table, by_place=True)
+    bias = emit.op("Unsqueeze", [bias, emit.ints("axis_0", [0])], name=f"{bias.name}.batch")
+    if padding is not None:
+        bias = emit.op("Add", [bias, padding], name=f"{bias.name}.padded")
+    splice(graph, emit, before=node)
+    return bias
+
+
+def rewrite(found: Match, rows: Lengths, bias: ir.Value | None) -> None:
     node = found.node
     attributes = {
         "num_heads": attribute(node, "q_num_heads", 0),
@@ -167,14 +198,13 @@ def rewrite(found: Match, known: Lengths | Padded) -> None:
     if found.window is not None:
         attributes["local_window_size"] = found.window
     tables: tuple[ir.Value | None, ...] = ()
-    rows = known.lengths if isinstance(known, Padded) else known
     if found.rotations:
         tables = tuple(found.rotations[0].inputs[1:3])
         attributes["rotary_interleaved"] = attribute(found.rotations[0], "interleaved", 0)
-    if isinstance(known, Padded):
-        # Rotated by place, padding counted: a row's distances are the same, and the kernel rotates a single token by
-        # its place whatever positions it is given.
-        tables = (*(tables or (None, None)), None, known.bias)
+    if bias is not None:
+        # Where it tells of padding, rotated by place, padding counted: a row's distances are the same, and the kernel
+        # rotates a single token by its place whatever positions it is given.
+        tables = (*(tables or (None, None)), None, bias)
     fused = make(
         "GroupQueryAttention",
         [found.query, found.key, found.value, *found.past, rows.tokens, rows.total, *tables],

@@ -28,7 +28,7 @@ from graph_passes.inference.dims import SEQUENCE, symbol
 from graph_passes.lowering.causal import mask_structure
 from graph_passes.matching import attribute, make, replace, role_of
 from graph_passes.outcome import Outcome
-from graph_passes.proof.subgraph import Call
+from graph_passes.proof.subgraph import NodeSnapshot
 
 KIND = "fp"
 INTERFACE = True
@@ -120,7 +120,7 @@ def _readers(graph: ir.Graph, interface: Interface, attention_mask: ir.Value) ->
     masked = {attention_mask}
     found = []
     for node in graph:
-        read = [value for value in Call.of(node).reads() if value in masked]
+        read = [value for value in NodeSnapshot.of(node).reads() if value in masked]
         if read and node.outputs[0] in island.values:
             masked.update(node.outputs)
             continue

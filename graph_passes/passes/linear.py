@@ -10,10 +10,10 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporter.weights import WeightTensor
-from graph_passes.inference.call import Shape
+from exporter.weight_tensor import WeightTensor
 from graph_passes.inference.dims import product
 from graph_passes.inference.facts import dims
+from graph_passes.inference.known import Shape
 from graph_passes.matching import attribute, either_order, initializer, is_private, make, producer, replace
 from graph_passes.outcome import Outcome
 from graph_passes.refusal import refusing

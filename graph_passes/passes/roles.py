@@ -80,6 +80,7 @@ class _Roles:
             if node.op_type in ("Gather", "GatherBlockQuantized") and _is_stored(node.inputs[0]):
                 if node.inputs[1] is input_ids:
                     self.roles[node] = "embedding"
+                    self._name_embedding_norm(node)
                 elif len(node.outputs[0].shape or ()) == 3 and self._is_added(node.outputs[0]):
                     self.roles[node] = "positions"
         head = self._source(self.graph.outputs[0])[0]
@@ -90,6 +91,12 @@ class _Roles:
         norm = _through_moves(head.inputs[0])
         if norm is not None and norm.op_type in NORMS:
             self.roles[norm] = "norm"
+
+    def _name_embedding_norm(self, embedding: ir.Node) -> None:
+        """The norm that alone reads what is looked up; of another one's input the residual stream is made, too."""
+        users = list(_users(embedding))
+        if len(users) == 1 and users[0].op_type in NORMS and users[0] not in self.roles:
+            self.roles[users[0]] = "embedding_norm"
 
     def feed_forwards(self) -> None:
         """Products that read the residual stream, or its norm, and the product that follows them."""

@@ -13,7 +13,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from exporter.weights import Rows, WeightTensor
+from exporter.weight_expressions import Rows
+from exporter.weight_tensor import WeightTensor
 from graph_passes.inference.facts import dims
 from graph_passes.lowering.linear import Linear, linear_making, linear_of
 from graph_passes.matching import (

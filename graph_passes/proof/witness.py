@@ -2,8 +2,8 @@
 
 `graph_passes.matching.replace` hands both to whoever listens (`recording`). A witness holds the two pieces
 between one boundary: values that both read and somebody else makes. Floats end there. Integers, booleans and
-floats that follow from them (masks, positions, lengths, shapes) are *control*: they are followed up to the
-graph's inputs, so that both sides get them from one attention mask, as in the model.
+floats that follow from them (masks, positions, biases by position, lengths, shapes) are *control*: they are followed up
+to the graph's inputs, so that both sides get them from one attention mask, as in the model.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.matching import SMALL, constant, listening, role_of
+from graph_passes.matching import SMALL, constant, listening, placed_table, role_of
 from graph_passes.proof.keys import FLOATS, Digests, Facts, key_of
-from graph_passes.proof.subgraph import Call, Making, Subgraph, live_calls, upwards
+from graph_passes.proof.subgraph import Making, NodeSnapshot, Subgraph, live_snapshots, upwards
 
 SEARCHED = 64
 """Nodes looked at for how what one side reads follows from what the other reads."""
@@ -79,7 +79,7 @@ class Recorder:
         self.replaced.update(pairs)
         if not pairs:
             return  # a node was changed in place, which `graph_passes.proof.difference` sees
-        made_by, imports = live_calls(), dict(self.model.graph.opset_imports)
+        made_by, imports = live_snapshots(), dict(self.model.graph.opset_imports)
         before, after = (
             Side(
                 [pair[i] for pair in pairs], made_by, frozenset(v for n in nodes for v in n.outputs), imports
@@ -96,11 +96,13 @@ class Recorder:
     def _brief(self, sides: Sequence[tuple[Sequence[ir.Node], Side]]) -> Hashable | None:
         """A key that is found without walking up: the pieces' own nodes, and digests of the control values that they
         read. None where one reads floats that the other does not."""
-        calls = [[Call.of(node) for node in nodes] for nodes, _ in sides]
+        snapshots = [[NodeSnapshot.of(node) for node in nodes] for nodes, _ in sides]
         facts: dict[ir.Value, Facts] = {}
         floats: list[set[ir.Value]] = []
-        for (_, side), mine in zip(sides, calls, strict=True):
-            read = dict.fromkeys(v for v in (*(v for call in mine for v in call.reads()), *side.roots))
+        for (_, side), mine in zip(sides, snapshots, strict=True):
+            read = dict.fromkeys(
+                v for v in (*(v for snapshot in mine for v in snapshot.reads()), *side.roots)
+            )
             facts |= {value: Facts.of(value) for value in read}
             floats.append(
                 {v for v in read if v not in side.own and v.producer() is not None and self.ends(v)}
@@ -114,7 +116,7 @@ class Recorder:
                 return None
             return self._digests[value]
 
-        pieces = [(mine, side.roots) for mine, (_, side) in zip(calls, sides, strict=True)]
+        pieces = [(mine, side.roots) for mine, (_, side) in zip(snapshots, sides, strict=True)]
         return "brief", key_of(pieces, facts, describe)
 
     def add(self, witness: Witness) -> None:
@@ -172,8 +174,8 @@ def take(model: ir.Model, place: str, sides: tuple[Side, Side], stops: Callable[
             break
         opened |= more
     before, after = (
-        Subgraph(boundary, calls, tuple(side.roots), side.imports, dict(model.functions))
-        for side, (boundary, calls) in zip(sides, cuts, strict=True)
+        Subgraph(boundary, snapshots, tuple(side.roots), side.imports, dict(model.functions))
+        for side, (boundary, snapshots) in zip(sides, cuts, strict=True)
     )
     known = {v: Facts.of(v) for v in (*before.inputs, *after.inputs, *before.outputs, *after.outputs)}
     opsets = tuple(side.imports.get("") for side in sides)
@@ -181,7 +183,7 @@ def take(model: ir.Model, place: str, sides: tuple[Side, Side], stops: Callable[
     return Witness(place, before, after, known, key)
 
 
-Cut = tuple[tuple[ir.Value, ...], tuple[Call, ...]]
+Cut = tuple[tuple[ir.Value, ...], tuple[NodeSnapshot, ...]]
 
 
 def _unless(stops: Callable[[ir.Value], bool], inside: frozenset[ir.Value]) -> Callable[[ir.Value], bool]:
@@ -191,7 +193,7 @@ def _unless(stops: Callable[[ir.Value], bool], inside: frozenset[ir.Value]) -> C
 def _to_open(cuts: Sequence[Cut], sides: tuple[Side, Side], opened: set[ir.Value]) -> frozenset[ir.Value]:
     """Values at which only one side ends and that follow from what the other side reads."""
     reads = [_looked_at(side, cut) for side, cut in zip(sides, cuts, strict=True)]
-    made = [{value for call in calls for value in call.outputs} for _, calls in cuts]
+    made = [{value for snapshot in snapshots for value in snapshot.outputs} for _, snapshots in cuts]
     outside = [read - mine for read, mine in zip(reads, made, strict=True)]
     found: set[ir.Value] = set()
     for mine, other in ((0, 1), (1, 0)):
@@ -206,9 +208,9 @@ def _looked_at(side: Side, cut: Cut) -> set[ir.Value]:
     """Values of a piece whose elements matter and are not known; of others only the shape does, which is known."""
     return set(side.roots) | {
         value
-        for call in cut[1]
-        if call.op_type not in ("Shape", "Size")
-        for value in call.reads()
+        for snapshot in cut[1]
+        if snapshot.op_type not in ("Shape", "Size")
+        for value in snapshot.reads()
         if constant(value) is None
     }
 
@@ -216,14 +218,14 @@ def _looked_at(side: Side, cut: Cut) -> set[ir.Value]:
 def _leads_to(value: ir.Value, targets: set[ir.Value], made_by: Making) -> bool:
     """Whether a value follows from others by a few nodes. Weights are not crossed: beyond them is another idea of
     the model, which any values stand for."""
-    seen: set[Call] = set()
+    seen: set[NodeSnapshot] = set()
     waiting = [value]
     while waiting and len(seen) < SEARCHED:
-        call = made_by(waiting.pop(0))
-        if call is None or call in seen:
+        snapshot = made_by(waiting.pop(0))
+        if snapshot is None or snapshot in seen:
             continue
-        seen.add(call)
-        sources = list(call.reads())
+        seen.add(snapshot)
+        sources = list(snapshot.reads())
         if not targets.isdisjoint(sources):
             return True
         if not any(map(_is_weight, sources)):
@@ -252,7 +254,7 @@ class _Control:
             if answer is None:
                 node = current.producer()
                 assert node is not None
-                sources = list(Call.of(node).reads())
+                sources = list(NodeSnapshot.of(node).reads())
                 if any(self._known.get(source) is False for source in sources):
                     answer = False
                 else:
@@ -269,6 +271,9 @@ class _Control:
         if value in self._known:
             return self._known[value]
         if value.dtype is not None and value.dtype not in FLOATS:
+            return True
+        node = value.producer()
+        if node is not None and placed_table(node) is not None:
             return True
         if value.producer() is None:
             tensor = value.const_value

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graph_passes.inference.call import UNKNOWN, Call, Fact, Shape
 from graph_passes.inference.dims import Size, at_least, product
 from graph_passes.inference.facts import dims
+from graph_passes.inference.known import UNKNOWN, Fact, KnownNode, Shape
 from graph_passes.inference.shapes import RULES as SHAPES
 from graph_passes.matching import attribute, constant, is_ints, make, producer
 from graph_passes.structure import Edit, Rule
@@ -211,11 +211,11 @@ def _is_repeated(node: ir.Node, i: int, shapes: list[Shape | None], smaller: Sha
         for value, s in zip(node.inputs, shapes, strict=True)
     )
     tried = (*facts[:i], Fact(facts[i].dtype, smaller), *facts[i + 1 :])
-    call = Call(node, tried)
-    found = SHAPES["", node.op_type](call)[0].shape
+    known = KnownNode(node, tried)
+    found = SHAPES["", node.op_type](known)[0].shape
     if found is None or found != dims(node.outputs[0]):
         return False
-    return not any(size == call.unknown(axis) for axis, size in enumerate(found))
+    return not any(size == known.unknown(axis) for axis, size in enumerate(found))
 
 
 def concatenated(node: ir.Node, constants: Constants) -> Edit | None:

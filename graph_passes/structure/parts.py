@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from exporter.control import END
-from graph_passes.inference.call import UNKNOWN, Call, Shape
 from graph_passes.inference.dims import Size
 from graph_passes.inference.facts import dims, fact_of
+from graph_passes.inference.known import UNKNOWN, KnownNode, Shape
 from graph_passes.inference.movement import slices_of
 from graph_passes.matching import attribute, constant, is_ints, make
 from graph_passes.structure import Edit, Rule
@@ -24,8 +24,8 @@ Bounds = tuple[int, int, int]
 
 def sliced(node: ir.Node, constants: Constants) -> Edit | None:
     """Bounds in their fixed spelling; a slice that keeps everything ⇒ the value."""
-    call = Call(node, tuple(UNKNOWN if value is None else fact_of(value) for value in node.inputs))
-    source, shape, found = node.inputs[0], call.shape(0), slices_of(call)
+    known = KnownNode(node, tuple(UNKNOWN if value is None else fact_of(value) for value in node.inputs))
+    source, shape, found = node.inputs[0], known.shape(0), slices_of(known)
     if source is None or shape is None or found is None or any(step != 1 for *_, step in found):
         return None
     result = dims(node.outputs[0])

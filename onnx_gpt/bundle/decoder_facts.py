@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from exporter.emitter import ROLE
+from graph_passes.matching import placed_table
 
 KEYS = re.compile(r"past_key_values\.(\d+)\.key")
 HEADS = {"GroupQueryAttention": "num_heads", "Attention": "q_num_heads"}
@@ -64,7 +65,7 @@ def _table_rows(graph: ir.Graph) -> Iterator[int]:
     """Rows of the tables that are looked up by position."""
     for node in graph:
         slot = TABLES.get(node.op_type)
-        if node.metadata_props.get(ROLE) == "positions":
+        if node.metadata_props.get(ROLE) == "positions" or placed_table(node) is not None:
             slot = 0
         table = node.inputs[slot] if slot is not None and slot < len(node.inputs) else None
         if table is not None and table.is_initializer() and table.shape is not None:

@@ -9,8 +9,8 @@ import cyclopts
 from exporter.discovery import modules_of, names_of
 
 
-def register(app: cyclopts.App, arguments: Sequence[str]) -> None:
-    """Add every verb to the command line.
+def register(app: cyclopts.App, arguments: Sequence[str], *, help_epilogue: str) -> None:
+    """Add every verb to the command line, the last lines of whose help are given.
 
     Where ``arguments`` begin with a verb, it alone is imported, when it is called: what the others need takes a
     second. A list of all takes them all, for what they say of themselves.
@@ -18,7 +18,7 @@ def register(app: cyclopts.App, arguments: Sequence[str]) -> None:
     verbs = names_of(__name__)
     if arguments and arguments[0] in ("--version", *verbs):
         for name in verbs:
-            app.command(f"{__name__}.{name}:{name}", name=name)
+            app.command(f"{__name__}.{name}:{name}", name=name, help_epilogue=help_epilogue)
     else:
         for name, module in modules_of(__name__).items():
-            app.command(getattr(module, name), name=name)
+            app.command(getattr(module, name), name=name, help_epilogue=help_epilogue)

@@ -7,6 +7,7 @@ from typing import cast
 
 from tokenizers import Tokenizer
 
+from calibration.data.encoding import ids_of
 from exporter.errors import OnnxGptError, rejected
 from onnx_gpt.generation.chat import ChatTemplate, Message
 
@@ -33,14 +34,10 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, chat: ChatTemplate | Non
     if tokenizer is None:
         raise tokenizer_missing()
     try:
-        return list(tokenizer.encode(text, add_special_tokens=special).ids)
+        return ids_of(tokenizer, text, special=special, what="the prompt", remedy="restore tokenizer.json")
     except TypeError as error:  # half of a surrogate pair: what a shell makes of bytes that are no UTF-8
         raise rejected(
             "prompt-not-text", "the prompt holds bytes that are no UTF-8", "give it in UTF-8"
-        ) from error
-    except Exception as error:  # the library raises bare Exception, where it has no token for a word, say
-        raise rejected(
-            "tokenizer-invalid", f"the tokenizer cannot read the prompt: {error}", "restore tokenizer.json"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.data.documents import Document, Render, digest_of, documents_of, files_of
+from calibration.data.documents import Document, Render, digests_of, documents_of, files_of
 from calibration.data.windows import Encoder, Windows, pack
 from calibration.kv_cache import CacheRanges, rotations_of
 from calibration.statistics.half_range import HalfFit, HalfRange
@@ -49,9 +49,8 @@ def calibration_windows(
     if path is None:
         tokens = pack([calibration_text()], encoder, count=count, window=window)
         return Windows(tokens, DEFAULT_ORIGIN, 0, {})
-    files = files_of(path)
-    tokens = pack(documents(opened, files), encoder, count=count, window=window)
-    return Windows(tokens, str(path), 0, {file.name: digest_of(file) for file in files})
+    tokens = pack(documents(opened, files_of(path)), encoder, count=count, window=window)
+    return Windows(tokens, str(path), 0, digests_of(path))
 
 
 def documents(opened: Opened, files: Sequence[Path]) -> Iterator[Document]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.data.encoding import ids_of
 from exporter.errors import Exit, OnnxGptError, rejected
 
 MOST_TOKENS, LEAST = 1 << 40, 8
@@ -106,14 +107,7 @@ def _encode_enough(tokenizer: Any, pieces: Iterable[str], wanted: int, origin: s
     """Encode pieces of a text until there are enough tokens."""
     ids: list[int] = []
     for piece in pieces:
-        try:
-            ids += tokenizer.encode(piece, add_special_tokens=False).ids
-        except Exception as error:  # the library raises bare Exception, where it has no token for a word, say
-            raise rejected(
-                "tokenizer-invalid",
-                f"the tokenizer cannot read {origin}: {error}",
-                "give --text of its words",
-            ) from error
+        ids += ids_of(tokenizer, piece, what=origin, remedy="give --text of its words")
         if len(ids) >= wanted:
             break
     return ids

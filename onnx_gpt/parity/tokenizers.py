@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calibration.data.encoding import ids_of
 from onnx_gpt.parity.text import evaluation_sample
 from onnx_gpt.report import Check
 
@@ -19,7 +20,10 @@ def tokenizer_check(ours: bytes | None, theirs: bytes | None, path: Path | None)
 
     one, other = (Tokenizer.from_str(raw.decode("utf-8")) for raw in (ours, theirs))
     sample = evaluation_sample(path)
-    first, second = one.encode(sample).ids, other.encode(sample).ids
+    first, second = (
+        ids_of(each, sample, special=True, what=f"the text as {which} does", remedy="restore tokenizer.json")
+        for each, which in ((one, "the candidate"), (other, "the reference"))
+    )
     if first == second:
         return Check(verdict="pass", detail=f"the same {len(first)} tokens of {len(sample)} characters")
     at = next(

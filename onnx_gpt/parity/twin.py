@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from exporter.onnx_format.halves import widen
-from exporter.weights import Rows, Weight, WeightTensor
+from exporter.weight_expressions import Rows
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 from onnx_gpt.certificate.tracing.expected import Expected, stacked
 from onnx_gpt.certificate.tracing.found import uses_of
 from onnx_gpt.certificate.tracing.stored import Plain

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporter.weights import Weight, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 from graph_passes.matching import MICROSOFT, initializer, make, producer, replace
 from onnx_gpt.certificate.tracing.operands import shift_added
 from onnx_gpt.certificate.tracing.stored import ColumnBlocks

@@ -11,8 +11,9 @@ import pydantic
 
 from calibration.threads import in_order
 from exporter.checkpoint import Checkpoint
+from exporter.stored_weights import STORED_DTYPES, NotFloat
 from exporter.variants import LayerSizes
-from exporter.weights import STORED_DTYPES, NotFloat, Weight
+from exporter.weights import Weight
 from onnx_gpt.pruning.perplexity import Score
 from onnx_gpt.report import Frozen, Stage
 

@@ -11,8 +11,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir import tape
 
+from exporter.block_codes import BlockFormat, Coded
 from exporter.emitter import ROLE
-from exporter.weights import Array, BlockFormat, Coded, Weight, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,9 +20,11 @@ from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import Gptq, Grid, RoundToNearest, scheme_of
 from calibration.segments import Places, Segment, cut
 from calibration.statistics.hessian import Hessian
+from exporter.block_codes import BlockFormat
 from exporter.errors import OnnxGptError
 from exporter.families import families
-from exporter.weights import Array, BlockFormat, Stack
+from exporter.weight_expressions import Stack
+from exporter.weights import Array
 from graph_passes import ORT_PIPELINE, run_pipeline
 from onnx_gpt.exporting import export
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from calibration.dynamic.blocks import BLOCK, BlockCodes
 from calibration.dynamic.products import GROUP, quantize_dynamically
 from exporter.emitter import ROLE
-from exporter.weights import Array, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array
 
 
 def rounded(rows: np.ndarray, groups: int) -> np.ndarray:

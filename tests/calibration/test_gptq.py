@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from calibration.quantization import gptq, rtn
 from calibration.scheme import Grid
+from exporter.block_codes import Coded
 from exporter.errors import OnnxGptError
-from exporter.weights import Coded
 
 
 def inputs(seed: int, width: int, *, rank: int = 0, count: int = 400) -> np.ndarray:

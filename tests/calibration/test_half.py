@@ -19,7 +19,9 @@ from calibration.scheme import WeightOnly, scheme_of
 from calibration.statistics.half_range import HalfRange
 from exporter.decoder import Decoder
 from exporter.errors import Exit, OnnxGptError
-from exporter.weights import Array, Transposed, Weight, WeightTensor
+from exporter.weight_expressions import Transposed
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 from graph_passes import ORT_PIPELINE, run_pipeline
 from graph_passes.lowering.half import HalfTensor, float_values, half
 from graph_passes.lowering.half_simulation import simulate
@@ -71,7 +73,9 @@ def test_a_half_graph_is_near_the_float_one(name: str) -> None:
         assert done.cache and {found[key].dtype for key in found if key != "logits"} == {np.dtype(np.float16)}
         assert found["logits"].dtype == np.float32
         assert 0 < error(found["logits"], exact["logits"]) < 0.01
-        assert bool(done.islands) == bool(patterns) == bool(done.casts)
+        assert bool(done.islands) == bool(patterns)
+        biased = described.layers[0].attention.alibi is not None  # biases are made in float32 and cast
+        assert bool(done.casts) == bool(patterns or biased)
         for value in model.graph.initializers.values():  # every weight of a product is a half, and unread
             if isinstance(value.const_value, WeightTensor | HalfTensor) and len(value.const_value.shape) > 1:
                 assert isinstance(value.const_value, HalfTensor)

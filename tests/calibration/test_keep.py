@@ -13,8 +13,9 @@ from calibration.quantization.keep import runs
 from calibration.quantization.pack import unpack
 from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import Keep
+from exporter.block_codes import BlockFormat
 from exporter.errors import OnnxGptError
-from exporter.weights import BlockFormat, Permuted, Rows, Stack, Transposed
+from exporter.weight_expressions import Permuted, Rows, Stack, Transposed
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -137,7 +137,7 @@ def smaller(model: Described, groups: int) -> list[LayerSizes]:
     found = []
     for layer in model.decoder.layers:
         size, (count, _) = sizes_of(layer), units_of(layer, ATTENTION)
-        left = count - groups * (not layer.attention.norms_span_heads)
+        left = count - groups * (not layer.attention.keeps_heads)
         kv_heads = max(1, size.kv_heads * left // count)
         found.append(LayerSizes(ffn=size.ffn - 32, heads=size.heads // count * left, kv_heads=kv_heads))
     return found

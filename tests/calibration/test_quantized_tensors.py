@@ -18,8 +18,9 @@ from calibration.quantization.pack import unpack
 from calibration.quantization.tensors import CodesTensor, Keeping, ParameterTensor, QuantizedWeight, Rounding
 from calibration.quantization.weight_only import quantize_weights
 from calibration.scheme import Grid, scheme_of
+from exporter.block_codes import Coded
 from exporter.errors import OnnxGptError
-from exporter.weights import Array, Coded, Weight
+from exporter.weights import Array, Weight
 
 
 class Counting(Rounding):

@@ -34,6 +34,7 @@ SHAPES = {
     "gpt2_tied": {**VARIANTS["gpt2"], "tied": True},
     "gpt2_no_bias": {**VARIANTS["gpt2"], "bias": False},
     "neox_tied": {**VARIANTS["neox"], "tied": True},
+    "relu2_tied": {**VARIANTS["relu2"], "tied": True},
 }
 
 

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from calibration.quantization import rtn
 from calibration.scheme import Grid, Keep, RoundToNearest, scheme_of
+from exporter.block_codes import Coded
 from exporter.errors import OnnxGptError
-from exporter.weights import Coded
 
 GRIDS = [Grid(bits, block) for bits in (2, 4, 8) for block in (32, 64)] + [Grid(4, 16), Grid(8, 16)]
 grids = st.sampled_from(GRIDS)

@@ -55,6 +55,11 @@ def test_a_scaled_decoder_is_the_same_function(name: str, turn: bool) -> None:
 def test_what_an_activation_bends_is_not_scaled() -> None:
     assert "layers.0.ffn.up" in givers(decoder()) and "layers.0.ffn.up" in givers(decoder(**SHAPES["relu"]))
     assert "layers.0.ffn.up" not in givers(decoder(**SHAPES["gpt2"]))
+    assert "layers.0.ffn.up" not in givers(decoder(**SHAPES["relu2"]))
+
+
+def test_a_norm_without_a_gain_is_not_scaled() -> None:
+    assert givers(decoder(layers=1, **SHAPES["relu2"])) == ("layers.0.attention.v",)
 
 
 def test_scales_of_shared_heads_are_one() -> None:

@@ -17,7 +17,8 @@ from exporter.build import build
 from exporter.emitter import ROLE
 from exporter.errors import OnnxGptError
 from exporter.families.llama import Config, describe
-from exporter.weights import Array, Weight, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 from graph_passes import ORT_PIPELINE, run_pipeline
 
 INT8_ACTIVATIONS = 0.015

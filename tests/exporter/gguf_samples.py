@@ -70,6 +70,14 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
         logits_scaling=8.0,
     ),
     "olmo2": lambda: transformers.Olmo2Config(**DIMS, rms_norm_eps=1e-5, pad_token_id=0),
+    "olmo": lambda: transformers.OlmoConfig(**DIMS, pad_token_id=0),
+    "nemotron": lambda: transformers.NemotronConfig(**DIMS, head_dim=32),
+    "nemotron-bias": lambda: transformers.NemotronConfig(**DIMS, attention_bias=True, mlp_bias=True),
+    "glm4": lambda: transformers.Glm4Config(**DIMS, head_dim=32, pad_token_id=0),
+    "exaone4": lambda: transformers.Exaone4Config(
+        **DIMS, sliding_window=None, layer_types=["full_attention"] * 2, tie_word_embeddings=True
+    ),
+    "jais2": lambda: transformers.Jais2Config(**DIMS),
     "starcoder2": lambda: transformers.Starcoder2Config(
         **DIMS, bos_token_id=0, eos_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
     ),
@@ -192,9 +200,21 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
         writer.add_layer_norm_eps(config.layer_norm_eps)
         writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
         return
-    if kind == "starcoder2":
-        writer.add_layer_norm_eps(config.norm_epsilon)
+    if kind in ("starcoder2", "olmo", "nemotron", "jais2"):
         writer.add_rope_freq_base(rope["rope_theta"])
+        if kind == "jais2":
+            writer.add_layer_norm_eps(config.layer_norm_eps)
+            writer.add_rope_dimension_count(head_dim)
+            return
+        if kind == "nemotron":
+            writer.add_vocab_size(config.vocab_size)
+            writer.add_key_length(head_dim)
+            writer.add_value_length(head_dim)
+            writer.add_layer_norm_eps(config.norm_eps)
+            writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+            writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        else:
+            writer.add_layer_norm_eps(1e-5 if kind == "olmo" else config.norm_epsilon)
         return
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if kind == "granite":
@@ -215,6 +235,10 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
     if kind in ("llama", "granite"):
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(head_dim)
+    if kind == "glm4":
+        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+    if kind == "exaone4":
+        writer.add_vocab_size(config.vocab_size)
     if kind == "phi3":
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
@@ -222,11 +246,11 @@ def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
 
 
 def _converted(kind: str, name: str, values: np.ndarray, config: Any) -> np.ndarray:
-    if kind in ("llama", "granite") and (".q_proj." in name or ".k_proj." in name):
+    if kind in ("llama", "granite", "olmo") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         return halves.swapaxes(1, 2).reshape(values.shape)
-    if kind in ("gemma", "gemma3") and name.endswith("norm.weight"):
+    if kind in ("gemma", "gemma3", "nemotron") and name.endswith("norm.weight"):
         return values + np.float32(1)
     if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return values.T

@@ -190,7 +190,8 @@ def swapped_gate(layer: Layer) -> Layer:
 
 
 def other_activation(layer: Layer) -> Layer:
-    other = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu", "relu": "gelu"}[layer.ffn.activation]
+    others = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu", "relu": "gelu", "relu2": "relu"}
+    other = others[layer.ffn.activation]
     return dataclasses.replace(layer, ffn=dataclasses.replace(layer.ffn, activation=other))
 
 
@@ -201,8 +202,21 @@ def slower_rotation(attention: Any) -> dict[str, Any]:
     return {"rope": dataclasses.replace(attention.rope, frequencies=frequencies)}
 
 
+def louder_rotation(attention: Any) -> dict[str, Any]:
+    if attention.rope is None:
+        return {}
+    return {"rope": dataclasses.replace(attention.rope, factor=1.1 * attention.rope.factor)}
+
+
 def wider_window(attention: Any) -> dict[str, Any]:
     return {"window": attention.window and attention.window + 1}
+
+
+def steeper(attention: Any) -> dict[str, Any]:
+    if attention.alibi is None:
+        return {}
+    slopes = tuple(1.1 * slope for slope in attention.alibi.slopes)
+    return {"alibi": dataclasses.replace(attention.alibi, slopes=slopes)}
 
 
 MUTATIONS: Mapping[str, Callable[[Decoder], Decoder]] = {
@@ -212,6 +226,8 @@ MUTATIONS: Mapping[str, Callable[[Decoder], Decoder]] = {
     "parallel": of_layers(lambda layer: dataclasses.replace(layer, parallel=not layer.parallel)),
     "scale": of_attention(lambda attention: {"scale": 1.1 * attention.scale}),
     "rotation": of_attention(slower_rotation),
+    "rotation_factor": of_attention(louder_rotation),
+    "bias_by_position": of_attention(steeper),
     "window": of_attention(wider_window),
     "no_window": of_attention(lambda attention: {"window": None}),
     "no_embedding_scale": lambda decoder: dataclasses.replace(decoder, embedding_scale=1.0),
@@ -225,6 +241,10 @@ BITING = {
     "phi3": "window",
     "starcoder2": "window",
     "cohere2": "layer_types",
+    "olmo3": "layer_types",
+    "exaone4": "window",
+    "ministral": "window",
+    "vaultgemma": "layer_types",
 }
 
 
@@ -320,6 +340,8 @@ def test_names_and_keys_are_those_that_transformers_writes(family: str, tied: bo
         ),
         ("codegen", "", ["transformer.h.0.attn.causal_mask", "transformer.h.1.attn.masked_bias"]),
         ("llama", "", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+        ("falcon", "", ["transformer.h.0.self_attention.rotary_emb.inv_freq"]),
+        ("bloom", "transformer.", []),
         ("opt", "model.", []),
     ],
 )

@@ -12,10 +12,12 @@ from gguf import GGMLQuantizationType as Type
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exporter.block_codes import BlockFormat, Coded
 from exporter.errors import Exit, OnnxGptError
 from exporter.gguf_format.blocks import LAYOUTS, weight_of
 from exporter.gguf_format.reader import TensorEntry
-from exporter.weights import BlockFormat, Coded, Permuted, Stack, Weight
+from exporter.weight_expressions import Permuted, Stack
+from exporter.weights import Weight
 
 FLOAT16_FIELDS = {
     Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q5_0: (0,), Type.Q5_1: (0, 2), Type.Q8_0: (0,),

@@ -25,7 +25,8 @@ from torch.nn import functional
 from exporter.errors import Exit, OnnxGptError
 from exporter.match import matched
 from exporter.sources import load, nanogpt
-from exporter.weights import Stored, Transposed
+from exporter.stored_weights import Stored
+from exporter.weight_expressions import Transposed
 
 ARGUMENTS = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24, "bias": True, "vocab_size": 61}
 

@@ -21,7 +21,9 @@ from exporter.checkpoint import GraphSource
 from exporter.errors import Exit, OnnxGptError
 from exporter.onnx_format.reader import read_file, read_graph
 from exporter.onnx_format.wire import slim
-from exporter.weights import Stored, Transposed, WeightTensor
+from exporter.stored_weights import Stored
+from exporter.weight_expressions import Transposed
+from exporter.weight_tensor import WeightTensor
 
 FOREIGN = Path(__file__).parent.parent / "graph_passes" / "foreign"
 GRAPHS = sorted(path.stem for path in FOREIGN.glob("*.onnx"))

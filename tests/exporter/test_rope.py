@@ -21,7 +21,12 @@ LLAMA3 = {
 }
 
 
-def of_transformers(parameters: dict[str, Any], theta: float, head_dim: int, context: int) -> np.ndarray:
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192}
+
+
+def of_transformers(
+    parameters: dict[str, Any], theta: float, head_dim: int, context: int
+) -> tuple[np.ndarray, float]:
     config = transformers.LlamaConfig(
         hidden_size=4 * head_dim,
         num_attention_heads=4,
@@ -30,8 +35,7 @@ def of_transformers(parameters: dict[str, Any], theta: float, head_dim: int, con
         rope_parameters=dict(parameters) | {"rope_theta": theta},
     )
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
-    frequencies: np.ndarray = rotary.inv_freq.numpy()
-    return frequencies
+    return rotary.inv_freq.numpy(), rotary.attention_scaling
 
 
 @settings(max_examples=100, deadline=None)
@@ -42,6 +46,10 @@ def of_transformers(parameters: dict[str, Any], theta: float, head_dim: int, con
             {"rope_type": "linear", "factor": 3.0},
             {"rope_type": "llama3"} | LLAMA3,
             {"rope_type": "llama3"} | LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 512},
+            YARN,
+            YARN | {"beta_fast": 8, "beta_slow": 2.0, "attention_factor": 1.25},
+            YARN | {"factor": 40, "mscale": 1.0},
+            YARN | {"mscale": 0.7, "mscale_all_dim": 1.5, "original_max_position_embeddings": 20},
         ]
     ),
     theta=st.sampled_from([1e4, 1e5, 130_000.0, 5e5, 1e6]) | st.floats(100, 1e7),
@@ -50,9 +58,14 @@ def of_transformers(parameters: dict[str, Any], theta: float, head_dim: int, con
 def test_frequencies_are_those_of_transformers(
     parameters: dict[str, Any], theta: float, head_dim: int
 ) -> None:
-    ours = np.array(rope(parameters, theta, head_dim, 16_384).frequencies, np.float32)
-    theirs = of_transformers(parameters, theta, head_dim, 16_384)
-    if parameters["rope_type"] == "llama3":  # blending multiplies by the factor what one ulp in a power makes
+    found = rope(parameters, theta, head_dim, 16_384)
+    ours = np.array(found.frequencies, np.float32)
+    theirs, factor = of_transformers(parameters, theta, head_dim, 16_384)
+    assert found.factor == factor
+    if parameters["rope_type"] in (
+        "llama3",
+        "yarn",
+    ):  # blending multiplies by the factor what one ulp in a power makes
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     else:
         np.testing.assert_array_max_ulp(ours, theirs, maxulp=4)
@@ -62,7 +75,7 @@ def test_frequencies_are_those_of_transformers(
 def test_default_frequencies_are_equal_to_the_bit(theta: float) -> None:
     """One ulp of the fastest frequency is 5e-4 radians at position 8192."""
     ours = np.array(rope({}, theta, 64, 4096).frequencies, np.float32)
-    np.testing.assert_array_equal(ours, of_transformers({"rope_type": "default"}, theta, 64, 4096))
+    np.testing.assert_array_equal(ours, of_transformers({"rope_type": "default"}, theta, 64, 4096)[0])
 
 
 def test_both_names_of_the_type_are_read() -> None:
@@ -78,17 +91,22 @@ def test_partial_rotation_uses_the_rotated_channels_as_the_base_of_the_exponent(
     assert rope({"partial_rotary_factor": 1.0}, 1e4, 64, 64) == rope({}, 1e4, 64, 64)
 
 
-def test_context_stands_in_for_llama3s_original_one() -> None:
-    without = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
-    assert rope({"rope_type": "llama3"} | without, 1e4, 64, 8192) == rope(
-        {"rope_type": "llama3"} | LLAMA3, 1e4, 64, 1
-    )
+@pytest.mark.parametrize("parameters", [{"rope_type": "llama3"} | LLAMA3, YARN], ids=["llama3", "yarn"])
+def test_context_stands_in_for_the_original_one(parameters: dict[str, Any]) -> None:
+    without = {key: value for key, value in parameters.items() if key != "original_max_position_embeddings"}
+    assert rope(without, 1e4, 64, 8192) == rope(parameters, 1e4, 64, 1)
+
+
+def test_keys_of_yarn_that_say_nothing_are_as_if_left_out() -> None:
+    nothing = dict.fromkeys(["attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"])
+    assert rope(YARN | nothing | {"truncate": True}, 1e4, 64, 1) == rope(YARN, 1e4, 64, 1)
 
 
 @pytest.mark.parametrize(
     ("parameters", "word"),
     [
-        ({"rope_type": "yarn", "factor": 4.0}, "yarn"),
+        (YARN | {"truncate": False}, "truncate"),
+        (YARN | {"low_freq_factor": 1.0}, "low_freq_factor"),
         ({"type": "dynamic", "factor": 2.0}, "dynamic"),
         ({"type": "longrope", "long_factor": [1.0]}, "longrope"),
         ({"rope_type": ["default"]}, "default"),
@@ -112,6 +130,10 @@ def test_unknown_scaling_is_refused_by_name(parameters: dict[str, Any], word: st
         ({"rope_type": "linear", "factor": "2"}, 1e4, "factor"),
         ({"rope_type": "linear", "factor": float("inf")}, 1e4, "factor"),
         ({"rope_type": "llama3"} | LLAMA3 | {"low_freq_factor": 4.0}, 1e4, "low_freq_factor"),
+        (YARN | {"factor": None}, 1e4, "factor"),
+        (YARN | {"attention_factor": -1.0}, 1e4, "attention_factor"),
+        (YARN | {"beta_fast": 1e308}, 1e4, "beta_fast"),
+        (YARN, 1.0, "rope_theta"),
         ({}, -1.0, "rope_theta"),
         ({}, "10000", "rope_theta"),
     ],

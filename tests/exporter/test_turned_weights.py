@@ -10,14 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exporter import weights
+from exporter import stored_weights, weights
 from exporter.errors import OnnxGptError
-from exporter.weights import Rows, Stack, Stored, Weight, WeightTensor, transposed
+from exporter.stored_weights import Stored
+from exporter.weight_expressions import Rows, Stack, transposed
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Weight
 
 
 def stored(folder: Path, array: np.ndarray, dtype: str = "F32") -> Stored:
     path = folder / "weights.bin"
-    path.write_bytes(b"head" + array.astype(weights.STORED_DTYPES[dtype]).tobytes())
+    path.write_bytes(b"head" + array.astype(stored_weights.STORED_DTYPES[dtype]).tobytes())
     return Stored(path, 4, dtype, array.shape, "w")
 
 
@@ -38,7 +41,7 @@ def test_any_rows_of_a_turned_matrix_are_those_of_its_transpose(
     start = data.draw(st.integers(0, columns - 1))
     stop = data.draw(st.integers(start + 1, columns))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "SHORTEST_RUN", shortest)
+        patch.setattr(stored_weights, "SHORTEST_RUN", shortest)
         found = weight.rows(start, stop)
     assert found.dtype == np.float32 and np.array_equal(found, array.T[start:stop])
 
@@ -80,7 +83,7 @@ def test_a_value_that_is_not_finite_is_named_where_it_lies(
 ) -> None:
     array = np.ones((6, 50), np.float32)
     array[3, 41] = np.nan
-    monkeypatch.setattr(weights, "SHORTEST_RUN", 1)
+    monkeypatch.setattr(stored_weights, "SHORTEST_RUN", 1)
     weight = transposed(stored(tmp_path, array))
     assert np.array_equal(weight.rows(0, 41), np.ones((41, 6)))
     with pytest.raises(OnnxGptError) as caught:

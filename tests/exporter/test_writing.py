@@ -16,7 +16,8 @@ from exporter.errors import OnnxGptError
 from exporter.families import describe, families
 from exporter.match import matched
 from exporter.sources import hf_directory
-from exporter.weights import Array, NotFloat, Weight
+from exporter.stored_weights import NotFloat
+from exporter.weights import Array, Weight
 from exporter.writing import dtype_of, nbytes, stored_weights, write_checkpoint
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from exporter.build import build
-from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Part, Rope
+from exporter.decoder import Alibi, Attention, Decoder, FeedForward, Layer, Linear, Norm, Part, Rope
 from exporter.weights import Array, Weight
 
 VOCAB, HIDDEN, FFN = 61, 64, 96
@@ -35,6 +35,13 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"qk_norm": True},
     "gemma3": {**GEMMA, "windows": (3, None)},
     "relu": {"activation": "relu", "bias": True},
+    "relu2": {**PLAIN, "bias": False, "activation": "relu2", "gains": False},
+    "alibi": {**PLAIN, "rotated": 0, "alibi": Alibi((0.5, 0.25, 0.125, 0.0625)), "embedding_norm": True},
+    "alibi_window": {
+        "rotated": 0,
+        "alibi": Alibi((2.0, 1.0, 0.5, 0.3), 0.5, counts_padding=True),
+        "window": 3,
+    },
 }
 
 
@@ -46,6 +53,7 @@ def decoder(
     head_dim: int = 16,
     rotated: int | None = None,
     norm: str = "rms",
+    gains: bool = True,
     bias: bool = False,
     qkv_bias: bool = False,
     qk_norm: bool = False,
@@ -60,6 +68,8 @@ def decoder(
     scale: float | None = None,
     embedding_scale: float = 1.0,
     context: int = 32,
+    alibi: Alibi | None = None,
+    embedding_norm: bool = False,
 ) -> Decoder:
     rotated = head_dim if rotated is None else rotated
     rope = Rope(tuple(10.0 ** (-np.arange(0, rotated, 2) / rotated))) if rotated else None
@@ -68,8 +78,8 @@ def decoder(
         return Linear(Part(f"{name}.w", (out, into)), Part(f"{name}.b", (out,)) if biased else None)
 
     def norm_of(name: str, size: int = HIDDEN, kind: str = norm) -> Norm:
-        shift = Part(f"{name}.b", (size,)) if kind == "layer" else None
-        return Norm(kind, Part(f"{name}.g", (size,)), 1e-5, shift)  # type: ignore[arg-type]
+        shift = Part(f"{name}.b", (size,)) if kind == "layer" and gains else None
+        return Norm(kind, Part(f"{name}.g", (size,)) if gains else None, 1e-5, shift)  # type: ignore[arg-type]
 
     def layer(i: int) -> Layer:
         at = f"l{i}"
@@ -88,6 +98,7 @@ def decoder(
                 softcap=softcap,
                 q_norm=norm_of(f"{at}.qn", head_dim) if qk_norm else None,
                 k_norm=norm_of(f"{at}.kn", head_dim) if qk_norm else None,
+                alibi=alibi,
             ),
             ffn=FeedForward(
                 up=linear(f"{at}.up", FFN, HIDDEN),
@@ -113,7 +124,8 @@ def decoder(
         norm=norm_of("n"),
         head=Linear(embedding if tied else Part("head.w", (VOCAB, HIDDEN))),
         embedding_scale=embedding_scale,
-        positions=None if rotated else Part("p", (context, HIDDEN)),
+        embedding_norm=norm_of("en") if embedding_norm else None,
+        positions=None if rotated or alibi else Part("p", (context, HIDDEN)),
     )
 
 
@@ -214,6 +226,8 @@ class Oracle:
         x = self.w["embedding.weight"][ids] * d.embedding_scale
         if d.positions is not None:
             x = x + self.w["positions.weight"][: len(ids)]
+        if d.embedding_norm is not None:
+            x = self.norm("embedding_norm", d.embedding_norm, x)
         for i, layer in enumerate(d.layers):
             at = f"layers.{i}"
             h = self.norm(f"{at}.attention_norm", layer.attention_norm, x)
@@ -232,7 +246,8 @@ class Oracle:
     def norm(self, role: str, norm: Norm, x: np.ndarray) -> np.ndarray:
         if norm.kind == "layer":
             x = x - x.mean(-1, keepdims=True)
-        y = x / np.sqrt((x * x).mean(-1, keepdims=True) + norm.epsilon) * self.w[f"{role}.weight"]
+        y = x / np.sqrt((x * x).mean(-1, keepdims=True) + norm.epsilon)
+        y = y * self.w[f"{role}.weight"] if norm.weight is not None else y
         return y + self.w[f"{role}.bias"] if norm.bias is not None else y
 
     def linear(self, role: str, linear: Linear, x: np.ndarray) -> np.ndarray:
@@ -253,6 +268,8 @@ class Oracle:
         if a.softcap:
             scores = a.softcap * np.tanh(scores / a.softcap)
         distance = np.arange(length)[:, None] - np.arange(length)
+        if a.alibi is not None:
+            scores = scores - a.alibi.factor * np.array(a.alibi.slopes)[:, None, None] * distance
         seen = (distance >= 0) & (distance < (a.window or length))
         scores = np.where(seen, scores, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))
@@ -278,6 +295,7 @@ class Oracle:
 _ACTIVATIONS = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }

@@ -48,7 +48,7 @@ SPELLINGS: Mapping[str, Sequence[Any]] = {
     "softcap": (0.0, 0.0, 4.0),
     "bias": (True, False),
     "linear": ("matmul", "gemm", "packed"),
-    "ffn": ("swiglu", "geglu", "gelu", "gelu_tanh", "relu", "silu_div"),
+    "ffn": ("swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2", "silu_div"),
     "half_weights": (False, False, True),
     "flipped_sums": (True, False),
     "unsqueezed_heads": (True, False),
@@ -595,6 +595,8 @@ class _Writer:
         kind = self.s.ffn
         if kind == "relu":
             return self.op("Relu", x)  # type: ignore[no-any-return]
+        if kind == "relu2":
+            return self.op("Pow", self.op("Relu", x), self.number(2.0))  # type: ignore[no-any-return]
         if kind == "swiglu":
             return self.op("Mul", x, self.op("Sigmoid", other if self.misses("other_gate") else x))  # type: ignore[no-any-return]
         one, half = self.number(1.0), self.number(0.5)

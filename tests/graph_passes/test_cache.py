@@ -77,7 +77,7 @@ def assert_cached(described: Decoder, model: ir.Model, wanted: list[np.ndarray])
 
 
 @pytest.mark.parametrize("pipeline", ["cache", "fold, cache"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name, given in VARIANTS.items() if "alibi" not in given])
 def test_a_cache_taken_out_comes_back(variant: str, pipeline: str) -> None:
     described = decoder(**VARIANTS[variant])
     model = without_cache(canonical(described))

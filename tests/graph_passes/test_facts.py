@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runs import FOREIGN, calls, graph, unoptimised
 
 from exporter.errors import OnnxGptError
-from exporter.weights import WeightTensor
+from exporter.weight_tensor import WeightTensor
 from graph_passes import run_pipeline
 from graph_passes.inference.dims import evaluate, symbols
 from graph_passes.inference.facts import annotate, contents, dims, infer_node

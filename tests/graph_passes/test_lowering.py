@@ -69,7 +69,7 @@ def test_lowered_graph_is_as_right_as_the_canonical_one(name: str) -> None:
     assert worst([np.concatenate(run_chunks(run, described, pieces), axis=1)[0]], wanted[:1]) <= 4 * own
 
 
-@pytest.mark.parametrize("name", ["llama", "window", "gpt2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "window", "gpt2", "qwen3", "alibi"])
 def test_one_shared_buffer_gives_what_a_growing_cache_gives(name: str) -> None:
     described = decoder(**VARIANTS[name])
     run = session(lowered(described))
@@ -110,6 +110,22 @@ def test_left_padding_is_refused_by_name(name: str, mask: list[list[int]]) -> No
     }
     with pytest.raises(Exception, match=LEFT_PADDING):
         run.run(None, feeds)
+
+
+@pytest.mark.parametrize("name", ["llama", "alibi", "alibi_window"])
+def test_padding_on_either_side_is_seen_where_that_is_asked_for(name: str) -> None:
+    described = decoder(**VARIANTS[name])
+    runs = [
+        session(model) for model in (canonical(described), lowered(described, "fold, attention{padding=any}"))
+    ]
+    rng = np.random.default_rng(0)
+    real = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
+    chunks = [
+        (rng.integers(0, 61, (3, size)), mask) for size, mask in ((5, real), (1, np.ones((3, 1), np.int64)))
+    ]
+    wanted, found = (run_chunks(run, described, chunks) for run in runs)
+    for (_, mask), ours, theirs in zip(chunks, found, wanted, strict=True):
+        np.testing.assert_allclose(ours[mask == 1], theirs[mask == 1], atol=1e-4)
 
 
 def test_left_padding_is_refused_with_every_optimisation_on() -> None:

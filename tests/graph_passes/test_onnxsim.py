@@ -10,7 +10,7 @@ import pytest
 
 from exporter.errors import Exit, OnnxGptError
 from exporter.onnx_format.reader import read_graph
-from exporter.weights import Stored
+from exporter.stored_weights import Stored
 from graph_passes import run_pipeline
 
 FOREIGN = Path(__file__).parent / "foreign"

@@ -15,7 +15,8 @@ import onnxruntime as ort
 import pytest
 from decoders import VARIANTS, VOCAB, canonical, decoder, empty_cache, run_chunks, session
 
-from exporter.weights import Array, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array
 from graph_passes import ORT_PIPELINE, PassReport, run_pipeline
 from graph_passes.matching import MICROSOFT
 

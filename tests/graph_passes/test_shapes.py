@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import graph, unoptimised
 
-from exporter.weights import Array, WeightTensor
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array
 from graph_passes import run_pipeline
 from graph_passes.inference.dims import parse
 from graph_passes.inference.facts import annotate

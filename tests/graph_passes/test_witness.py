@@ -14,7 +14,9 @@ from decoders import VARIANTS, canonical, decoder
 
 import onnx_gpt
 from exporter.errors import OnnxGptError
-from exporter.weights import Array, Stack, Unread, WeightTensor
+from exporter.weight_expressions import Stack
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Unread
 from graph_passes import ORT_PIPELINE, PassReport, passes_by_name, run_pipeline
 from graph_passes.matching import MICROSOFT, initializer, make, replace
 from graph_passes.outcome import Outcome

@@ -19,7 +19,9 @@ from tiny import tiny
 
 import onnx_gpt
 from exporter import sources
+from exporter.checkpoint import Checkpoint
 from exporter.onnx_format.reader import read_file
+from exporter.stored_weights import Stored
 from exporter.weights import Array
 from onnx_gpt.certificate import canonical, merkle
 from onnx_gpt.certificate.files import CHECKSUMS, checksums_text, names_below, parse_checksums
@@ -186,6 +188,16 @@ def test_a_sources_digest_is_that_of_its_files_wherever_they_lie(tmp_path: Path)
     (copied / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 2e-5}))
     changed = source_digests(sources.load(str(copied)))
     assert {name for name in found if changed[name] != found[name]} == {"[config]"}
+
+
+def test_two_files_of_one_name_both_count(tmp_path: Path) -> None:
+    weights = {}
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.bin").write_bytes(name.encode().ljust(16))
+        weights[name] = Stored(tmp_path / name / "w.bin", 0, "F32", (4,), name)
+    found = source_digests(Checkpoint("somewhere", {}, weights))
+    assert {"one/w.bin", "other/w.bin"} < found.keys()
 
 
 def test_arrays_in_memory_have_a_digest() -> None:

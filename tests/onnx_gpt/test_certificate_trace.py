@@ -150,6 +150,15 @@ def test_a_weight_that_is_not_the_sources_is_named(
     assert len(found.failures) == expected, "and nothing else is"
 
 
+def test_slopes_of_other_heads_are_named(tmp_path: Path) -> None:
+    checkpoint = tiny("bloom")
+    path = write(checkpoint, tmp_path / "m")
+    assert "attention.biases" in traced(path, checkpoint).exact
+    edit(path, lambda a: a.update(alibi_0=np.ascontiguousarray(a["alibi_0"][:, ::-1])))
+    (failure,) = traced(path, checkpoint).failures
+    assert failure.startswith("attention.biases")
+
+
 CODES = "layers.1.ffn.down.codes"
 INT4_FAULTS: Mapping[str, tuple[Edit, str]] = {
     "a nibble column": (

@@ -143,10 +143,11 @@ def test_optimums_graph_pads_batches_on_the_left(tmp_path: Path) -> None:
     np.testing.assert_allclose(both[1, 5:], candidate.logits(short)[0], atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "variant"), [("phi3", "default"), ("qwen3", "wide_heads")])
-def test_a_cache_that_optimum_would_make_in_another_shape_is_refused(
-    family: str, variant: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("family", "variant"), [("phi3", "default"), ("qwen3", "wide_heads"), ("jais2", "own_kv_heads")]
+)
+def test_a_model_that_optimum_cannot_run_is_refused(family: str, variant: str, tmp_path: Path) -> None:
+    """It would make a cache of another shape, or does not know the model."""
     source = tmp_path / "source"
     source.mkdir()
     write_checkpoint(source, tiny(family, variant=variant))

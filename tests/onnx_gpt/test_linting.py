@@ -38,11 +38,11 @@ from tiny_decoders import EOS, LAYERS, save_bundle
 import onnx_gpt
 from exporter.errors import Exit, OnnxGptError
 from exporter.families import families
-from onnx_gpt.bundle.targets import targets
+from onnx_gpt.bundle.decoder_facts import DecoderFacts
+from onnx_gpt.bundle.targets import BundleFacts, targets, web
 from onnx_gpt.cli import main
 from onnx_gpt.linting import expectation
 from onnx_gpt.linting.checks import external
-from onnx_gpt.linting.checks.web import KINDS
 from onnx_gpt.linting.expectation import expectations
 from onnx_gpt.linting.linter import lint
 from onnx_gpt.linting.relaying import plan
@@ -360,5 +360,11 @@ def test_a_model_gets_the_name_of_what_it_holds(
 @pytest.mark.parametrize("family", sorted(families()))
 def test_transformers_js_makes_the_cache_of_every_family(family: str) -> None:
     """It looks by model_type: a bundle of a type that it does not know would open with another cache, or none."""
-    config = tiny(family).config
-    assert isinstance(config.get(KINDS.get(str(config["model_type"]), "")), int)
+    given = tiny(family).config
+    decoder = DecoderFacts(
+        2, heads=4, kv_heads=2, head_dim=16, hidden_size=64, vocab_size=131, context_length=64
+    )
+    config = json.loads(web.files(BundleFacts(decoder, given, {}))["config.json"])
+    own = given["model_type"]
+    assert config["model_type"] == (own if own in web.LAYER_KEYS else web.PLAIN)
+    assert config[web.LAYER_KEYS[config["model_type"]]] == 2

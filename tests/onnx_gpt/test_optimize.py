@@ -206,6 +206,25 @@ def test_an_existing_output_is_kept(cli: Cli, tmp_path: Path) -> None:
             Exit.USAGE,
             "ffn.donw",
         ),
+        (
+            (
+                "optimize",
+                "sample:tiny",
+                "-o",
+                "x",
+                "--quantize",
+                "int4",
+                "--mixed",
+                "layers.0-9999.ffn.down=8",
+            ),
+            Exit.USAGE,
+            "has layers 0 to",
+        ),
+        (
+            ("optimize", "sample:tiny", "-o", "x", "--quantize", "int4", "--mixed", "layers.0+1-0.ffn.up=8"),
+            Exit.USAGE,
+            "has layers 0 to",
+        ),
         (("optimize", "sample:tiny", "-o", "x", "--context-length", "100000"), Exit.USAGE, "100000"),
         (("optimize", "nowhere", "-o", "x"), Exit.REJECTED, "nowhere"),
         (("optimize", "sample:tiny", "-o", "x", "--quantize", "keep"), Exit.REJECTED, "keep"),
@@ -229,7 +248,7 @@ def test_bad_usage_is_one_clear_error(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "onnx_gpt", "optimize", "sample:tiny", "-o", str(tmp_path / "out")]
     heard = functools.partial(

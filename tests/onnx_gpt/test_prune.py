@@ -113,9 +113,11 @@ def test_layers_and_tokens_leave(inputs: Path, tmp_path: Path) -> None:
     assert "tokenizer.json" in left.files and not report.variant
 
 
-def test_the_same_input_gives_the_same_bytes(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_the_same_input_gives_the_same_bytes(family: str, inputs: Path, tmp_path: Path) -> None:
+    """Of layers that read the residual stream behind a norm, and of those that read it as it is."""
     for name in ("one", "two"):
-        prune(inputs, "llama", tmp_path / name, sparsity=0.4)
+        prune(inputs, family, tmp_path / name, sparsity=0.4)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

@@ -133,6 +133,20 @@ def test_a_tokenizer_without_a_token_for_a_word_says_so(tmp_path: Path) -> None:
         encode(SENTENCE, Tokenizer.from_str(knows.decode()), None)
 
 
+def test_a_regular_expression_that_runs_away_ends_as_an_error(tmp_path: Path) -> None:
+    """The library panics there, and a panic is no Exception."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    runs_away = tokenizer(pre_tokenizer=split)
+    text = "a" * 60 + "! "
+    (tmp_path / "a.txt").write_text(text * 99)
+    with pytest.raises(OnnxGptError, match=r"tokenizer-invalid.*retry-limit"):
+        evaluation_tokens(runs_away, VOCAB, tokens=64, window=33, path=tmp_path / "a.txt")
+    with pytest.raises(OnnxGptError, match="tokenizer-invalid"):
+        list(Encoder(runs_away, VOCAB).encode(text))
+    with pytest.raises(OnnxGptError, match="tokenizer-invalid"):
+        encode(text, Tokenizer.from_str(runs_away.decode()), None)
+
+
 @pytest.mark.parametrize("tokens", [0, 10**30, 10**400])
 def test_a_number_of_tokens_is_one_that_a_text_can_have(tokens: int) -> None:
     with pytest.raises(OnnxGptError, match="text-too-short"):

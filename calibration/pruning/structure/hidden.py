@@ -36,7 +36,8 @@ from calibration.statistics.hessian import Hessian, require_finite
 from calibration.transforms.expressions import TimesMatrix, TimesVector
 from exporter.decoder import Decoder, Layer, Norm
 from exporter.errors import unsupported
-from exporter.weights import Array, Weight, Zeros, transposed
+from exporter.weight_expressions import transposed
+from exporter.weights import Array, Weight, Zeros
 
 SPREAD = 0.3
 """How far from the median, as a share of it, a gain before a tied head may be for its channel to be turned."""
@@ -93,12 +94,18 @@ def require_turnable(decoder: Decoder) -> None:
     for layer in decoder.layers:
         if layer.attention_post_norm or layer.ffn_post_norm:
             found = "a norm behind each block writes the residual stream channel by channel"
+        elif layer.attention.alibi is not None:
+            found = "heads leave with channels, and the slope of each follows from how many there are"
         elif layer.attention_norm is None or (layer.ffn_norm is None and not layer.shares_norm):
             found = "a block reads the residual stream without a norm"
         elif any(norm and norm.kind != decoder.norm.kind for norm in (layer.attention_norm, layer.ffn_norm)):
             found = "norms of two kinds read the residual stream"
+    if decoder.embedding_norm is not None:
+        found = "a norm behind the embedding writes the residual stream channel by channel"
     if decoder.embedding_scale == math.sqrt(decoder.hidden_size):
         found = "its embeddings are scaled by the root of its width"
+    if decoder.tied and decoder.norm.weight is None:
+        found = "its last norm has no gain, which a tied head would ask for"
     if found:
         raise unsupported(
             "variant-impossible",
@@ -222,8 +229,9 @@ def turned_layer(layer: Layer, own: Mapping[str, Weight], turn: Turn) -> dict[st
 
 def told(own: Mapping[str, Weight], reading: Reading, turn: Turn) -> tuple[np.ndarray, np.ndarray | None]:
     """What a norm gave, of what it gives now: D float64 ``[E, n]`` and β ``[E]`` in ``norm(x) = D·norm(y) + β``."""
-    gain, bias = own[f"{reading.norm}.weight"].read(), own.get(f"{reading.norm}.bias")
-    return gain[:, None] * turn.back.T, None if bias is None else bias.read()
+    gain, bias = own.get(f"{reading.norm}.weight"), own.get(f"{reading.norm}.bias")
+    D = turn.back.T if gain is None else gain.read()[:, None] * turn.back.T
+    return D, None if bias is None else bias.read()
 
 
 def reread(
@@ -235,8 +243,8 @@ def reread(
         own: weights by role, as they were.
         D, shift: what the norm gave, of what it gives now, as `told` says it.
     """
-    bias, maps = f"{reading.norm}.bias", reading.there(own)
-    changed: dict[str, Weight] = {f"{reading.norm}.weight": Array(np.ones(D.shape[1], np.float32))}
+    gain, bias, maps = f"{reading.norm}.weight", f"{reading.norm}.bias", reading.there(own)
+    changed: dict[str, Weight] = {gain: Array(np.ones(D.shape[1], np.float32))} if gain in own else {}
     if bias in own and not _all_have_biases(own, maps):
         assert shift is not None
         # What is normed adds up to zero: D·1 is the shift.

@@ -13,7 +13,8 @@ import numpy as np
 from calibration.pruning.model import FFN, Described
 from calibration.pruning.structure.narrowing import rows_of
 from exporter.variants import LayerSizes, with_sizes
-from exporter.weights import Permuted, Weight, transposed
+from exporter.weight_expressions import Permuted, transposed
+from exporter.weights import Weight
 
 
 def narrowed(model: Described, sizes: Sequence[LayerSizes]) -> Described:

@@ -30,7 +30,8 @@ from calibration.statistics.regression import SecondMoments
 from calibration.threads import single_threaded_blas
 from exporter.decoder import Layer
 from exporter.variants import LayerSizes, sizes_of, with_sizes
-from exporter.weights import Permuted, Weight
+from exporter.weight_expressions import Permuted
+from exporter.weights import Weight
 
 RIDGE = 0.1
 """How firmly a map is held at what reproduces its own outputs while it makes up for those before it, of the mean

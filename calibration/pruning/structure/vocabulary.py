@@ -23,7 +23,7 @@ import numpy as np
 
 from calibration.pruning.model import Described
 from exporter.errors import rejected, unsupported
-from exporter.weights import Permuted
+from exporter.weight_expressions import Permuted
 
 BYTE = 6
 """Characters of a piece such as <0x0A>, which stands for a byte."""

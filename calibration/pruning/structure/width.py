@@ -18,8 +18,11 @@ def narrower(decoder: Decoder, size: int) -> Decoder:
         return Linear(weight, None if linear.bias is None else _as_used(linear.bias, size))
 
     def norm(norm: Norm) -> Norm:
-        bias = None if norm.bias is None else _as_used(norm.bias, size)
-        return dataclasses.replace(norm, weight=_as_used(norm.weight, size), bias=bias)
+        return dataclasses.replace(
+            norm,
+            weight=None if norm.weight is None else _as_used(norm.weight, size),
+            bias=None if norm.bias is None else _as_used(norm.bias, size),
+        )
 
     def layer(layer: Layer) -> Layer:
         one, ffn = layer.attention, layer.ffn

@@ -24,6 +24,9 @@ READS_KV_HEADS = READS_HEAD_DIM | frozenset(
     """.split()  # noqa: SIM905 (a table)
 )
 
+NEWER = frozenset({"hyperclovax", "jais2"})
+"""Families that transformers 4.57, the last one that Optimum 0.1 takes, does not know."""
+
 
 def empty_cache(kind: str, *, heads: int, kv_heads: int, head_dim: int, hidden_size: int) -> tuple[int, int]:
     """Kv heads and head dim of the empty cache that Optimum makes for a model of these sizes, by its ``model_type``."""
@@ -37,9 +40,16 @@ def files(facts: BundleFacts) -> dict[str, bytes]:
     """Small files.
 
     Raises:
-        OnnxGptError: ``target-unsupported`` (exit 3) where Optimum would make a cache of another shape.
+        OnnxGptError: ``target-unsupported`` (exit 3) where Optimum would make a cache of another shape, or does not
+            know the model.
     """
     kind, decoder = facts.config.get("model_type"), facts.decoder
+    if kind in NEWER:
+        raise unsupported(
+            "target-unsupported",
+            f"Optimum 0.1 runs with transformers 4.57 and older, which know no {kind}",
+            "use --target ort",
+        )
     if decoder is not None and isinstance(kind, str):
         made = empty_cache(
             kind,

@@ -34,6 +34,23 @@ WASM_PIPELINE = "fold, keep, norm, mlp, head, outline, required, clean"
 DATA_LIMIT = 2_000_000_000
 """Bytes of one file of weights: a browser's ArrayBuffer holds little more than 2 GB."""
 
+_TYPES = {
+    "n_layer": "gpt2 gptj jais codegen gpt_bigcode bloom",
+    "num_layers": "gpt_neo exaone",
+    "n_layers": "mpt",
+    "num_transformer_layers": "openelm",
+    "num_hidden_layers": """
+        gpt_neox stablelm opt falcon modernbert-decoder gpt_oss llama llama4_text nanochat apertus arcee afmoe smollm3
+        olmo olmo2 olmo3 mobilellm granite cohere cohere2 mistral starcoder2 qwen2 qwen2_moe qwen3_moe phi phi3 qwen3
+        solar_open gemma gemma2 vaultgemma gemma3_text glm helium ernie4_5 hunyuan_v1_dense ministral ministral3
+        mistral4 youtu deepseek_v3 hrm_text
+    """,
+}
+LAYER_KEYS = {kind: key for key, kinds in _TYPES.items() for kind in kinds.split()}
+"""Where transformers.js finds the number of layers, by model_type; types with other kinds of state are left out."""
+PLAIN = "llama"
+"""The type that is written in the place of one that is not among them: its cache is keys and values of each layer."""
+
 
 def _model(name: str, suffix: str, pipeline: str, runtime: Runtime, weights: Weights) -> ModelFile:
     return ModelFile(
@@ -60,7 +77,8 @@ def files(facts: BundleFacts) -> dict[str, bytes]:
     tokens: dict[str, Any] = json.loads(given.get("tokenizer_config.json", b"{}"))
     if template is not None:
         tokens["chat_template"] = template.decode("utf-8")
-    given["tokenizer_config.json"] = json_bytes(tokens)
+    if tokens or "tokenizer.json" in given:  # alone, the file would speak of a tokenizer that is not there
+        given["tokenizer_config.json"] = json_bytes(tokens)
     given.setdefault("generation_config.json", json_bytes(_generation(facts)))
     return {"config.json": json_bytes(_config(facts)), **given}
 
@@ -78,6 +96,8 @@ def _config(facts: BundleFacts) -> dict[str, Any]:
     }
     # transformers.js takes multi_query for a cache that has keys and values in one tensor; this graph has them apart.
     config = {key: value for key, value in facts.config.items() if key != "multi_query"}
+    if facts.decoder is not None and config.get("model_type") not in LAYER_KEYS:
+        config |= {"model_type": PLAIN, LAYER_KEYS[PLAIN]: facts.decoder.layers}
     return {**config, "transformers.js_config": own}
 
 

@@ -9,10 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.quantization.sites import PACKED
+from exporter import alibi
 from exporter.checkpoint import Checkpoint, Opened
 from exporter.decoder import Decoder
 from exporter.match import matched
-from exporter.weights import Array, Stack, Weight, WeightTensor
+from exporter.weight_expressions import Stack
+from exporter.weight_tensor import WeightTensor
+from exporter.weights import Array, Weight
 from graph_passes import run_pipeline
 from graph_passes.matching import role_of
 from onnx_gpt.exporting import Transform, canonical_pipeline, export
@@ -64,6 +67,12 @@ class Expected:
         factor = np.float32(rope.factor)
         return np.cos(angles) * factor, np.sin(angles) * factor
 
+    def biases(self, heads: int, context: int) -> np.ndarray | None:
+        """What ALiBi adds by position ``[context, H]``, where a family describes that; by the number of heads."""
+        attentions = [layer.attention for layer in self.decoder.layers] if self.decoder is not None else []
+        known = [one.alibi for one in attentions if one.alibi is not None and one.heads == heads]
+        return alibi.table(known[0], context) if known else None
+
 
 def expected_of(
     opened: Opened, transform: Transform | None = None, context_length: int | None = None
@@ -79,10 +88,23 @@ def expected_of(
         decoder, weights = matched(opened)
         if transform is not None:
             decoder, weights = transform(decoder, weights)
-        return Expected(weights, decoder, transform is not None)
+        return Expected({**weights, **dict(_unlearned(decoder))}, decoder, transform is not None)
     exported = export(opened, context_length)
     run_pipeline(exported.model, canonical_pipeline(exported.context_length), verify=False)
     return Expected(dict(_by_role(exported.model.graph)), None, False)
+
+
+def _unlearned(decoder: Decoder) -> Iterator[tuple[str, Weight]]:
+    """Gains of norms that have learned none: a graph has them all the same."""
+    norms = {"norm": decoder.norm} | {
+        f"layers.{i}.{name}": norm
+        for i, layer in enumerate(decoder.layers)
+        for name, norm in (("attention_norm", layer.attention_norm), ("ffn_norm", layer.ffn_norm))
+        if norm is not None
+    }
+    for role, norm in norms.items():
+        if norm.weight is None:
+            yield f"{role}.weight", constant(np.ones(decoder.hidden_size))
 
 
 def _by_role(graph: ir.Graph) -> Iterator[tuple[str, Weight]]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.weights import Weight
-from graph_passes.matching import producer, role_of
+from graph_passes.matching import placed_table, producer, role_of
 from onnx_gpt.certificate.tracing.expected import NORMS, Expected, constant
 from onnx_gpt.certificate.tracing.operands import matrix_of, vector_of
 from onnx_gpt.certificate.tracing.stored import Plain, Rows, Stored
@@ -83,6 +83,8 @@ def uses_of(model: ir.Model, expected: Expected) -> Iterator[Use]:
             yield from _norm(node)
         if node.op_type in TABLES:
             yield from _tables(node, expected)
+        if placed_table(node) is not None:
+            yield from _biases_by_place(node, expected)
         if role_of(node) and matrix_of(node) is not None:
             read = node.inputs[1] if node.op_type in LOOKUPS else node.inputs[0]
             products.setdefault((role_of(node), id(read)), []).append(node)
@@ -177,6 +179,14 @@ def _tables(node: ir.Node, expected: Expected) -> Iterator[Use]:
     for name, table, wanted in zip(("cosines", "sines"), stored, angles or (), strict=False):
         assert table is not None
         yield Use(f"layers.{layer}.rotary", name, table, [(f"layers.{layer}.rotary", constant(wanted))])
+
+
+def _biases_by_place(node: ir.Node, expected: Expected) -> Iterator[Use]:
+    """Biases by position, which no source holds: what the family's slopes give."""
+    table = _table(node.inputs[0])
+    wanted = None if table is None else expected.biases(table.shape[1], table.shape[0])
+    if table is not None and wanted is not None:
+        yield Use("attention", "biases", table, [("attention", constant(wanted))])
 
 
 def _table(value: ir.Value | None) -> Plain | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from onnx_gpt.bundle.targets.web import LAYER_KEYS
 from onnx_gpt.linting.finding import Finding
 from onnx_gpt.linting.graph_file import GraphFile
 from onnx_gpt.linting.runtimes.web import SUFFIXES
@@ -13,21 +14,6 @@ from onnx_gpt.linting.subject import Subject, table
 
 TARGETS = ("web",)
 
-LAYER_KEYS = {
-    "n_layer": "gpt2 gptj jais codegen gpt_bigcode bloom",
-    "num_layers": "gpt_neo exaone",
-    "n_layers": "mpt",
-    "num_transformer_layers": "openelm",
-    "num_hidden_layers": """
-        gpt_neox stablelm opt falcon modernbert-decoder gpt_oss llama llama4_text nanochat apertus arcee afmoe smollm3
-        olmo olmo2 olmo3 mobilellm granite cohere cohere2 mistral starcoder2 qwen2 qwen2_moe qwen3_moe phi phi3 qwen3
-        solar_open gemma gemma2 vaultgemma gemma3_text glm helium ernie4_5 hunyuan_v1_dense ministral ministral3
-        mistral4 youtu deepseek_v3 hrm_text
-    """,
-}
-"""Where transformers.js finds the number of layers, by model_type; types with other kinds of state are left out."""
-
-KINDS = {kind: key for key, kinds in LAYER_KEYS.items() for kind in kinds.split()}
 DTYPES: Mapping[str, str] = {f"model{suffix}.onnx": suffix[1:] for suffix in SUFFIXES} | {
     "model.onnx": "fp32",
     "model_quantized.onnx": "q8",
@@ -62,7 +48,7 @@ def check(subject: Subject) -> Iterator[Finding]:
 def _cache(subject: Subject, config: Mapping[str, Any]) -> Iterator[Finding]:
     """An empty cache is made for the layers of config.json, found under a key that depends on model_type."""
     kind = config.get("model_type")
-    key = KINDS.get(str(kind))
+    key = LAYER_KEYS.get(str(kind))
     if key is None:
         yield Finding(
             "model-type-unknown",

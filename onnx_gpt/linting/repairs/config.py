@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_gpt.bundle.decoder_facts import DecoderFacts
-from onnx_gpt.linting.checks.web import CONFIG, DTYPES, KINDS, WASM_DEFAULT
+from onnx_gpt.bundle.targets.web import LAYER_KEYS, PLAIN
+from onnx_gpt.linting.checks.web import CONFIG, DTYPES, WASM_DEFAULT
 from onnx_gpt.linting.draft import Draft
 from onnx_gpt.linting.sizes import sizes_of
 from onnx_gpt.linting.subject import ALIASES, size_of, table
@@ -23,8 +24,6 @@ CODES = (
     "model-default-absent",
 )
 NAME = "config.json"
-PLAIN = "llama"
-"""The type that is written where none is known: its cache is one of keys and values for each layer, and no more."""
 
 
 def repair(draft: Draft) -> Draft:
@@ -58,7 +57,7 @@ def _made(draft: Draft) -> dict[str, Any]:
     genai = table(draft.documents.get("genai_config.json", {}), "model")
     facts = facts_of(draft)
     kind = genai.get("type")
-    config: dict[str, Any] = {"model_type": kind if kind in KINDS else PLAIN}
+    config: dict[str, Any] = {"model_type": kind if kind in LAYER_KEYS else PLAIN}
     if facts is not None:
         config |= {
             "num_hidden_layers": facts.layers,
@@ -92,7 +91,7 @@ def _web(draft: Draft) -> Draft:
     if config.get("model_type") is None:
         config["model_type"] = PLAIN
         changed.append(f"model_type is {PLAIN}, whose cache is plain")
-    key, facts = KINDS.get(str(config["model_type"])), facts_of(draft)
+    key, facts = LAYER_KEYS.get(str(config["model_type"])), facts_of(draft)
     if key is not None and not isinstance(config.get(key), int) and facts is not None:
         config[key] = facts.layers
         changed.append(f"{key} is {facts.layers}")
