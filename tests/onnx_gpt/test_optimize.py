@@ -310,10 +310,20 @@ def test_inspect_speaks_of_sources_and_bundles(cli: Cli, float_bundle: tuple[Pat
     assert status == 0 and facts["nodes"] == float_bundle[1].graph.nodes and facts["findings"] == []
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["vocabulary", "what it puts before a text"])
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cli: Cli, tmp_path: Path, where: str) -> None:
     copied = shutil.copytree(ROOT / "samples" / "tiny", tmp_path / "tiny")
     tokenizer = json.loads((copied / "tokenizer.json").read_text("utf-8"))
-    tokenizer["model"]["vocab"]["zebra"] = 999
+    if where == "vocabulary":
+        tokenizer["model"]["vocab"]["zebra"] = 999
+    else:
+        one, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, one],
+            "pair": [one, other],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [999], "tokens": ["<s>"]}},
+        }
     (copied / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     status, _, err = cli("optimize", copied, "-o", tmp_path / "out", "--no-parity")
     assert status == Exit.REJECTED and "tokenizer-too-large" in err and "999" in err
