@@ -40,6 +40,9 @@ MAX_SOURCE = 1 << 20
 
 UNBOUNDED_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 """jinja2's, which take time that grows with the square of a text, or make of one what nobody can foresee."""
+SORTING_FILTERS = ("dictsort", "groupby", "sort")
+SORTING = 8
+"""Filters that take so many times as long for a value as others do."""
 SIZED_FILTERS = ("batch", "center", "slice")
 """Filters whose result is as long as a number says."""
 OWN_ARGUMENTS = (jinja2.runtime.Context, nodes.EvalContext, jinja2.Environment)
@@ -124,6 +127,8 @@ class Environment(ImmutableSandboxedEnvironment):
         @functools.wraps(function)
         def measured(*arguments: Any, **named: Any) -> Any:
             self.spend(STEP)
+            if name in SORTING_FILTERS:
+                self.spend((SORTING - 1) * ITEM * _items(list(arguments)))
             for argument in (*arguments, *named.values()):
                 self.seen(argument)
                 if name in SIZED_FILTERS and isinstance(argument, int):
