@@ -16,8 +16,8 @@ Config: TypeAlias = dict[str, Any]
 
 def llama(keys: Keys) -> Config:
     return _rotated_config(keys) | {
-        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in keys.header.tensors,
+        "attention_bias": _has_bias(keys, "attn_q"),
+        "mlp_bias": _has_bias(keys, "ffn_up"),
     }
 
 
@@ -36,16 +36,14 @@ def qwen3(keys: Keys) -> Config:
 def phi3(keys: Keys) -> Config:
     config = _gated_config(keys)
     head_dim = _head_dim(keys, config)
-    rotated = keys.size("rope.dimension_count", head_dim)
     window = keys.integer("attention.sliding_window", 0)
     return config | {
         "hidden_act": "silu",
-        "partial_rotary_factor": share(rotated, head_dim),
         "original_max_position_embeddings": keys.integer(
             "rope.scaling.original_context_length", config["max_position_embeddings"]
         ),
         "sliding_window": window or None,
-        **rope_keys(keys, rotated),
+        **_rotated_in_part(keys, head_dim),
     }
 
 
@@ -97,7 +95,7 @@ def granite(keys: Keys) -> Config:
 
 
 def olmo2(keys: Keys) -> Config:
-    return _rotated_config(keys) | {"attention_bias": "blk.0.attn_q.bias" in keys.header.tensors}
+    return _rotated_config(keys) | {"attention_bias": _has_bias(keys, "attn_q")}
 
 
 def olmo(keys: Keys) -> Config:
@@ -117,28 +115,24 @@ def olmo(keys: Keys) -> Config:
 def nemotron(keys: Keys) -> Config:
     config = _sizes(keys)
     head_dim = _head_dim(keys, config)
-    rotated = keys.size("rope.dimension_count", head_dim)
     return config | {
         "hidden_act": "relu2",
         "head_dim": head_dim,
         "norm_eps": keys.number("attention.layer_norm_epsilon"),
-        "partial_rotary_factor": share(rotated, head_dim),
-        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in keys.header.tensors,
-        **rope_keys(keys, rotated),
+        "attention_bias": _has_bias(keys, "attn_q"),
+        "mlp_bias": _has_bias(keys, "ffn_up"),
+        **_rotated_in_part(keys, head_dim),
     }
 
 
 def glm4(keys: Keys) -> Config:
     config = _gated_config(keys)
     head_dim = _head_dim(keys, config)
-    rotated = keys.size("rope.dimension_count", head_dim)
     return config | {
         "hidden_act": "silu",
         "head_dim": head_dim,
-        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
-        "partial_rotary_factor": share(rotated, head_dim),
-        **rope_keys(keys, rotated),
+        "attention_bias": _has_bias(keys, "attn_q"),
+        **_rotated_in_part(keys, head_dim),
     }
 
 
@@ -158,8 +152,8 @@ def jais2(keys: Keys) -> Config:
         "hidden_act": "relu2",
         "head_dim": head_dim,
         "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
-        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in keys.header.tensors,
+        "attention_bias": _has_bias(keys, "attn_q"),
+        "mlp_bias": _has_bias(keys, "ffn_up"),
         **rope_keys(keys, _rotated(keys, head_dim)),
     }
 
@@ -172,7 +166,7 @@ def starcoder2(keys: Keys) -> Config:
         "head_dim": head_dim,
         "norm_epsilon": keys.number("attention.layer_norm_epsilon"),
         "sliding_window": keys.integer("attention.sliding_window", 0) or None,
-        "use_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+        "use_bias": _has_bias(keys, "attn_q"),
         **rope_keys(keys, _rotated(keys, head_dim)),
     }
 
@@ -181,28 +175,24 @@ def stablelm(keys: Keys) -> Config:
     """Converters write ``use_parallel_residual`` whatever the model does; llama.cpp goes by the second norm."""
     config = _sizes(keys)
     head_dim = _head_dim(keys, config)
-    rotated = keys.size("rope.dimension_count", head_dim)
     keys.inert("use_parallel_residual")
     return config | {
         "hidden_act": "silu",
         "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
-        "partial_rotary_factor": share(rotated, head_dim),
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in keys.header.tensors,
-        "use_qkv_bias": "blk.0.attn_q.bias" in keys.header.tensors,
-        **rope_keys(keys, rotated),
+        "use_qkv_bias": _has_bias(keys, "attn_q"),
+        **_rotated_in_part(keys, head_dim),
     }
 
 
 def phi2(keys: Keys) -> Config:
     config = _sizes(keys)
     head_dim = _head_dim(keys, config)
-    rotated = keys.size("rope.dimension_count", head_dim)
     return config | {
         "hidden_act": "gelu_new",
         "head_dim": head_dim,
         "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
-        "partial_rotary_factor": share(rotated, head_dim),
-        **rope_keys(keys, rotated),
+        **_rotated_in_part(keys, head_dim),
     }
 
 
@@ -245,6 +235,17 @@ def gptneox(keys: Keys) -> Config:
         "rotary_emb_base": rope["rope_theta"],
         "rope_scaling": rope["rope_scaling"],
     }
+
+
+def _has_bias(keys: Keys, weight: str) -> bool:
+    """Whether a linear map of the first layer, by the file's name, has one."""
+    return f"blk.0.{weight}.bias" in keys.header.tensors
+
+
+def _rotated_in_part(keys: Keys, head_dim: int) -> Config:
+    """Rotary positions of the first channels of each head, and what share of them these are."""
+    rotated = keys.size("rope.dimension_count", head_dim)
+    return {"partial_rotary_factor": share(rotated, head_dim), **rope_keys(keys, rotated)}
 
 
 def _gated_config(keys: Keys) -> Config:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from calibration.kv_cache import SCALES
 from exporter.onnx_format.halves import widen
 from exporter.weight_expressions import Rows
 from exporter.weight_tensor import WeightTensor
@@ -24,7 +25,6 @@ from onnx_gpt.parity.limits import computes_in_halves
 from onnx_gpt.parity.twin_nodes import Floats, multiply
 
 QUANTIZED_CACHE = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
-CACHE_SCALES = (12, 13)
 
 
 def make_twin(
@@ -74,7 +74,7 @@ def _float_cache(node: ir.Node) -> None:
         return
     for name in QUANTIZED_CACHE:
         node.attributes.pop(name, None)
-    for place in CACHE_SCALES:
+    for place in SCALES:
         node.replace_input_with(place, None)
     for value in (node.inputs[3], node.inputs[4], node.outputs[1], node.outputs[2]):
         if value is not None:
