@@ -203,6 +203,13 @@ MOBIUS_FLOAT = made_by("mobius fp32", SMOLLM2, "mobius", "mobius")
 MOBIUS_KEEP = made_by("mobius GGUF kept", GGUF, "mobius", "mobius", verb="make_gguf")
 OPTIMUM_FLOAT = made_by("Optimum fp32", SMOLLM2, "optimum", "optimum")
 ORT_DYNAMIC = made_by("ORT quantize_dynamic int8", lambda: OPTIMUM_FLOAT.ready(), "ort_quantize", "optimum")
+ORT_STATIC = made_by(
+    "ORT quantize_static int8",
+    lambda: OPTIMUM_FLOAT.ready(),
+    "ort_quantize",
+    "optimum",
+    verb="make_static",
+)
 ON_OPENVINO = peer("openvino_int8", "openvino")
 OPENVINO_INT8 = made_by("OpenVINO int8", SMOLLM2, "openvino_int8", "openvino", runner=ON_OPENVINO)
 OPENVINO_INT8_PERMUTED = made_by(
