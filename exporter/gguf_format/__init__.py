@@ -2,7 +2,7 @@
 
 - `reader`: the header, checked against the file before anything is allocated.
 - `blocks`: quantized tensors, as float rows or as the file's own codes.
-- `architectures`, `configurations`, `keys`, `rotary`, `names`: configuration and tensor names, one entry an
-  architecture.
+- `architectures`, `configurations`, `gpt_configurations`, `dims`, `keys`, `rotary`, `undoing`, `names`: configuration,
+  tensor names and values, one entry an architecture.
 - `vocabulary`, `pretokenizers`, `sentencepiece`, `tokenizer`: the tokenizer's files from the metadata.
 """

@@ -8,19 +8,13 @@ which the converters use, says what each of them is called in the file. What a c
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
 
-import numpy as np
-
-from exporter.gguf_format import configurations
-from exporter.gguf_format.configurations import Config
+from exporter.gguf_format import configurations, gpt_configurations
+from exporter.gguf_format.dims import Config
 from exporter.gguf_format.keys import Keys
-from exporter.weight_expressions import Permuted, plus, transposed
-from exporter.weights import Weight
-
-Undo: TypeAlias = Callable[[Weight, Mapping[str, Any]], Weight]
+from exporter.gguf_format.reader import Header
+from exporter.gguf_format.undoing import Undo, by_group, by_head, pairs_apart, turned, without_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,45 +37,20 @@ class Architecture:
     undo: Mapping[str, Undo] = dataclasses.field(default_factory=dict)
 
 
-def _halves(weight: Weight, heads: int) -> Weight:
-    """Rows of heads in Hugging Face's order, the halves of pairs apart; llama.cpp keeps pairs together."""
-    return _reordered(weight, (heads, -1, 2), (0, 2, 1))
-
-
-def _per_head(weight: Weight, heads: int) -> Weight:
-    """GPT-NeoX's ``[head, q·k·v, channel]`` rows; llama.cpp keeps ``[q·k·v, head, channel]``."""
-    return _reordered(weight, (3, heads, -1), (1, 0, 2))
-
-
-def _reordered(weight: Weight, grid: tuple[int, ...], axes: tuple[int, ...]) -> Weight:
-    """Rows laid out as a grid whose axes change places. What does not fit stays, and is found mis-shaped."""
-    rows = weight.shape[0]
-    if rows % math.prod(dim for dim in grid if dim > 0):
-        return weight
-    return Permuted(weight, np.arange(rows).reshape(grid).transpose(axes).reshape(-1))
-
-
-def _transposed(weight: Weight, config: Mapping[str, Any]) -> Weight:
-    return transposed(weight) if len(weight.shape) == 2 else weight
-
-
-def _without_one(weight: Weight, config: Mapping[str, Any]) -> Weight:
-    return plus(weight, -1.0)
-
-
 _LAYER = "model.layers.{}"
 _OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
 _NORMS = (f"{_LAYER}.input_layernorm", f"{_LAYER}.post_attention_layernorm")
 _ATTENTION = tuple(f"{_LAYER}.self_attn.{name}_proj" for name in "qkvo")
 _GATED = tuple(f"{_LAYER}.mlp.{name}_proj" for name in ("gate", "up", "down"))
+_PACKED = tuple(f"{_LAYER}.mlp.{name}_proj" for name in ("gate_up", "down"))
 _HEAD_NORMS = tuple(f"{_LAYER}.self_attn.{name}_norm" for name in "qk")
-_GEMMA_NORMS = (
+_GEMMA2_NORMS = (
     *_NORMS,
     f"{_LAYER}.pre_feedforward_layernorm",
     f"{_LAYER}.post_feedforward_layernorm",
-    *_HEAD_NORMS,
     "model.norm",
 )
+_GEMMA3_NORMS = (*_GEMMA2_NORMS, *_HEAD_NORMS)
 _BEHIND = tuple(f"{_LAYER}.post_{block}_layernorm" for block in ("attention", "feedforward"))
 _BLOCK = "transformer.h.{}"
 _CONV1D = tuple(f"{_BLOCK}.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
@@ -90,27 +59,22 @@ _GPT = (
     *(f"{_BLOCK}.ln_1", f"{_BLOCK}.ln_2", *_CONV1D),
 )
 _NEOX = "gpt_neox.layers.{}"
-
+_FALCON = (
+    *("transformer.word_embeddings", "transformer.ln_f", "lm_head"),
+    *(f"{_BLOCK}.self_attention.{name}" for name in ("query_key_value", "dense")),
+    *(f"{_BLOCK}.mlp.{name}" for name in ("dense_h_to_4h", "dense_4h_to_h")),
+)
+_MPT = "transformer.blocks.{}"
+_COHERE = (*_OUTSIDE[:2], f"{_LAYER}.input_layernorm", *_ATTENTION, *_GATED)
+_LLAMA = (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED)
 _PAIRS_APART: Mapping[str, Undo] = {
-    f"{_LAYER}.self_attn.q_proj": lambda w, config: _halves(w, config["num_attention_heads"]),
-    f"{_LAYER}.self_attn.k_proj": lambda w, config: _halves(w, config["num_key_value_heads"]),
+    f"{_LAYER}.self_attn.q_proj": pairs_apart("num_attention_heads"),
+    f"{_LAYER}.self_attn.k_proj": pairs_apart("num_key_value_heads"),
 }
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(
-        "LlamaForCausalLM",
-        "llama",
-        (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED),
-        configurations.llama,
-        _PAIRS_APART,
-    ),
-    "granite": Architecture(
-        "GraniteForCausalLM",
-        "granite",
-        (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED),
-        configurations.granite,
-        _PAIRS_APART,
-    ),
+    "llama": Architecture("LlamaForCausalLM", "llama", _LLAMA, configurations.llama, _PAIRS_APART),
+    "granite": Architecture("GraniteForCausalLM", "granite", _LLAMA, configurations.granite, _PAIRS_APART),
     "olmo2": Architecture(
         "Olmo2ForCausalLM",
         "olmo2",
@@ -129,7 +93,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "nemotron",
         (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED[1:]),
         configurations.nemotron,
-        {f"{name}.weight": _without_one for name in (*_NORMS, "model.norm")},
+        {f"{name}.weight": without_one for name in (*_NORMS, "model.norm")},
     ),
     "glm4": Architecture(
         "Glm4ForCausalLM",
@@ -139,9 +103,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             *_NORMS,
             *(f"{_LAYER}.post_{block}_layernorm" for block in ("self_attn", "mlp")),
             *_ATTENTION,
-            *(f"{_LAYER}.mlp.{name}_proj" for name in ("gate_up", "down")),
+            *_PACKED,
         ),
-        configurations.glm4,
+        configurations.glm,
     ),
     "exaone4": Architecture(
         "Exaone4ForCausalLM",
@@ -158,12 +122,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         (*_OUTSIDE, *_NORMS, *_ATTENTION, *(f"{_LAYER}.mlp.{name}" for name in ("c_fc", "c_proj"))),
         configurations.starcoder2,
     ),
-    "stablelm": Architecture(
-        "StableLmForCausalLM",
-        "stablelm",
-        (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED),
-        configurations.stablelm,
-    ),
+    "stablelm": Architecture("StableLmForCausalLM", "stablelm", _LLAMA, configurations.stablelm),
     "phi2": Architecture(
         "PhiForCausalLM",
         "phi",
@@ -177,9 +136,25 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
         configurations.phi2,
     ),
-    "qwen2": Architecture(
-        "Qwen2ForCausalLM", "qwen2", (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED), configurations.qwen2
+    "arcee": Architecture(
+        "ArceeForCausalLM",
+        "arcee",
+        (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED[1:]),
+        configurations.arcee,
+        _PAIRS_APART,
     ),
+    "smollm3": Architecture("SmolLM3ForCausalLM", "smollm3", _LLAMA, configurations.smollm3, _PAIRS_APART),
+    "seed_oss": Architecture("SeedOssForCausalLM", "seed_oss", _LLAMA, configurations.seed_oss),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM", "ernie4_5", _LLAMA, configurations.ernie4_5),
+    "command-r": Architecture("CohereForCausalLM", "cohere", _COHERE, configurations.command_r),
+    "cohere2": Architecture("Cohere2ForCausalLM", "cohere2", _COHERE, configurations.cohere2),
+    "chatglm": Architecture(
+        "GlmForCausalLM",
+        "glm",
+        (*_OUTSIDE, *_NORMS, *_ATTENTION, *_PACKED),
+        configurations.glm,
+    ),
+    "qwen2": Architecture("Qwen2ForCausalLM", "qwen2", _LLAMA, configurations.qwen2),
     "qwen3": Architecture(
         "Qwen3ForCausalLM",
         "qwen3",
@@ -191,14 +166,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "gemma",
         (*_OUTSIDE[:2], *_NORMS, *_ATTENTION, *_GATED),
         configurations.gemma,
-        dict.fromkeys((*_NORMS, "model.norm"), _without_one),
+        dict.fromkeys((*_NORMS, "model.norm"), without_one),
+    ),
+    "gemma2": Architecture(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        (_OUTSIDE[0], *_GEMMA2_NORMS, *_ATTENTION, *_GATED),
+        configurations.gemma2,
+        dict.fromkeys(_GEMMA2_NORMS, without_one),
     ),
     "gemma3": Architecture(
         "Gemma3ForCausalLM",
         "gemma3_text",
-        (*_OUTSIDE, *_GEMMA_NORMS, *_ATTENTION, *_GATED),
+        (*_OUTSIDE, *_GEMMA3_NORMS, *_ATTENTION, *_GATED),
         configurations.gemma3,
-        dict.fromkeys(_GEMMA_NORMS, _without_one),
+        dict.fromkeys(_GEMMA3_NORMS, without_one),
     ),
     "phi3": Architecture(
         "Phi3ForCausalLM",
@@ -217,10 +199,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "GPT2LMHeadModel",
         "gpt2",
         _GPT,
-        configurations.gpt2,
-        dict.fromkeys(_CONV1D, _transposed),
+        gpt_configurations.gpt2,
+        dict.fromkeys(_CONV1D, turned),
     ),
-    "starcoder": Architecture("GPTBigCodeForCausalLM", "gpt_bigcode", _GPT, configurations.starcoder),
+    "starcoder": Architecture("GPTBigCodeForCausalLM", "gpt_bigcode", _GPT, gpt_configurations.starcoder),
     "gptneox": Architecture(
         "GPTNeoXForCausalLM",
         "gpt_neox",
@@ -232,11 +214,54 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             *(f"{_NEOX}.attention.{name}" for name in ("query_key_value", "dense")),
             *(f"{_NEOX}.mlp.{name}" for name in ("dense_h_to_4h", "dense_4h_to_h")),
         ),
-        configurations.gptneox,
-        {
-            f"{_NEOX}.attention.query_key_value": lambda w, config: _per_head(
-                w, config["num_attention_heads"]
-            ),
-        },
+        gpt_configurations.gptneox,
+        {f"{_NEOX}.attention.query_key_value": by_head("num_attention_heads")},
+    ),
+    "falcon": Architecture(
+        "FalconForCausalLM",
+        "falcon",
+        (*_FALCON, f"{_BLOCK}.input_layernorm"),
+        gpt_configurations.falcon,
+        {f"{_BLOCK}.self_attention.query_key_value": by_group},
+    ),
+    "bloom": Architecture(
+        "BloomForCausalLM",
+        "bloom",
+        (
+            *_FALCON,
+            "transformer.word_embeddings_layernorm",
+            *(f"{_BLOCK}.{name}" for name in ("input_layernorm", "post_attention_layernorm")),
+        ),
+        gpt_configurations.bloom,
+        {f"{_BLOCK}.self_attention.query_key_value": by_head("n_head")},
+    ),
+    "mpt": Architecture(
+        "MptForCausalLM",
+        "mpt",
+        (
+            *("transformer.wte", "transformer.norm_f", "lm_head"),
+            *(f"{_MPT}.{name}" for name in ("norm_1", "norm_2", "attn.Wqkv", "attn.out_proj")),
+            *(f"{_MPT}.ffn.{name}_proj" for name in ("up", "down")),
+        ),
+        gpt_configurations.mpt,
     ),
 }
+
+OTHERWISE: Mapping[str, tuple[Callable[[Header], bool], Architecture]] = {
+    "olmo2": (
+        configurations.has_window,
+        dataclasses.replace(
+            ARCHITECTURES["olmo2"],
+            class_name="Olmo3ForCausalLM",
+            model_type="olmo3",
+            config=configurations.olmo3,
+        ),
+    ),
+    "falcon": (
+        gpt_configurations.has_two_norms,
+        dataclasses.replace(
+            ARCHITECTURES["falcon"], tensors=(*_FALCON, f"{_BLOCK}.ln_attn", f"{_BLOCK}.ln_mlp")
+        ),
+    ),
+}
+"""Architectures that are two of Hugging Face's: what is true of a file of the second, and the entry of that."""

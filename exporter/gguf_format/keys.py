@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from exporter.errors import OnnxGptError, unsupported
 from exporter.gguf_format.reader import Header
 
@@ -52,6 +54,23 @@ class Keys:
 
     def text(self, name: str, default: str | None = None) -> str:
         return self.header.text(self._key(name), default)
+
+    def pattern(self, name: str, count: int, period: int) -> list[bool]:
+        """Of each of ``count`` layers, whether it is of the kind that most are.
+
+        Args:
+            period: each how many-th one is not, where the file does not say; 0 for none. A file says it so, or layer by
+                layer.
+        """
+        value = self.header.metadata.get(self._key(name), period)
+        if isinstance(value, np.ndarray):
+            if len(value) != count or value.dtype.kind not in "biu" or not np.isin(value, (0, 1)).all():
+                raise self.header.invalid(
+                    f"{self.architecture}.{name} is no yes or no for each of {count} layers"
+                )
+            return [bool(of_layer) for of_layer in value]
+        every = self.integer(name, period)
+        return [every == 0 or (i + 1) % every != 0 for i in range(count)]
 
     def only(self, name: str, *allowed: Any) -> None:
         """A key that may be absent, or have one of these values (a feature turned off).

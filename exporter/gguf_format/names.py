@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import gguf
 
 from exporter.errors import unsupported
-from exporter.gguf_format.architectures import ARCHITECTURES, Architecture
+from exporter.gguf_format.architectures import ARCHITECTURES, OTHERWISE, Architecture
 from exporter.gguf_format.blocks import weight_of
 from exporter.gguf_format.keys import Keys
 from exporter.gguf_format.reader import Header
 from exporter.gguf_format.rotary import FREQUENCY_FACTORS
+from exporter.weight_expressions import Rows
 from exporter.weights import Weight
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+QKV, Q_K_V = "blk.{}.attn_qkv", ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v")
 
 
 def architecture_of(header: Header) -> Architecture:
@@ -32,6 +35,10 @@ def architecture_of(header: Header) -> Architecture:
             f"{header.path.name}: the GGUF architecture {name[:80]!r} is not implemented",
             f"use one of {', '.join(ARCHITECTURES)}",
         )
+    if name in OTHERWISE:
+        holds, other = OTHERWISE[name]
+        if holds(header):
+            return other
     return ARCHITECTURES[name]
 
 
@@ -75,21 +82,35 @@ def weights_of(header: Header, config: Mapping[str, Any]) -> dict[str, Weight]:
     for entry in header.tensors.values():
         if entry.name == FREQUENCY_FACTORS:
             continue  # it is in the configuration, as rope_scaling
-        weight = weight_of(header.path, entry)
         stem, _, suffix = entry.name.rpartition(".")
         layer = re.match(r"blk\.(\d{1,6})\.", stem)
         generic = stem if layer is None else f"blk.{{}}.{stem[layer.end() :]}"
-        full_name = entry.name
-        if generic in names:
-            name = names[generic]
-            undo = architecture.undo.get(name, architecture.undo.get(f"{name}.{suffix}"))
-            if undo is not None:
-                weight = undo(weight, config)
-            full_name = f"{name.format(layer[1] if layer else '')}.{suffix}"
-        if full_name in weights:
-            raise header.invalid(f"tensor {full_name!r} is there under both its names")
-        weights[full_name] = weight
+        for part, weight in _parted(generic, weight_of(header.path, entry), names, config):
+            full_name = entry.name
+            if part in names:
+                name = names[part]
+                undo = architecture.undo.get(name, architecture.undo.get(f"{name}.{suffix}"))
+                if undo is not None:
+                    weight = undo(weight, config)
+                full_name = f"{name.format(layer[1] if layer else '')}.{suffix}"
+            if full_name in weights:
+                raise header.invalid(f"tensor {full_name!r} is there under both its names")
+            weights[full_name] = weight
     return weights
+
+
+def _parted(
+    generic: str, weight: Weight, names: Mapping[str, str], config: Mapping[str, Any]
+) -> list[tuple[str, Weight]]:
+    """A tensor, or the three that Hugging Face makes of the q, k and v that a file has in one."""
+    if generic != QKV or QKV in names or not all(part in names for part in Q_K_V):
+        return [(generic, weight)]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    size, rest = divmod(weight.shape[0], heads + 2 * kv_heads)
+    if rest:
+        return [(generic, weight)]
+    ends = itertools.accumulate((0, heads * size, kv_heads * size, kv_heads * size))
+    return [(part, Rows(weight, (rows,))) for part, rows in zip(Q_K_V, itertools.pairwise(ends), strict=True)]
 
 
 def _names(gguf_name: str, architecture: Architecture) -> dict[str, str]:
@@ -98,6 +119,8 @@ def _names(gguf_name: str, architecture: Architecture) -> dict[str, str]:
     table = gguf.get_tensor_name_map(arch, 1)
     names = {}
     for name in architecture.tensors:
-        ours = table[name.format(0)]
-        names[ours.replace("blk.0.", "blk.{}.")] = name
+        listed = name.format(0)
+        if listed not in table:
+            listed = listed.removeprefix("transformer.")  # which the converter takes off BLOOM's
+        names[table[listed].replace("blk.0.", "blk.{}.")] = name
     return names

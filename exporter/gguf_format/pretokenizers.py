@@ -15,6 +15,11 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+SEED = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}").replace(r"\s\p{L}\p{N}]+[\r\n]*", r"\s\p{L}\p{N}\r\n]+")
+JAIS2 = LLAMA3.removesuffix(r"\s+(?!\S)|\s+") + "|".join(
+    [*(rf"\s{{{run}}}(?!\S)" for run in (512, 256, 128, 64, 32, 16, 8, 4, "1,2")), r"\s{1}"]
+)
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -30,6 +35,8 @@ class Cut:
     Attributes:
         pattern: what a piece matches; None for GPT-2's pattern, which the tokenizers library has built in.
         digits: cut every digit off first.
+        punctuation: cut runs of punctuation off first.
+        triples: cut digits off last, by threes, among the stand-ins of bytes.
         normalize: NFC before all else.
         whole: a piece that is a token as it stands is not merged up from bytes.
         add_bos: whether a text begins with bos where the file does not say.
@@ -37,6 +44,8 @@ class Cut:
 
     pattern: str | None = None
     digits: bool = False
+    punctuation: bool = False
+    triples: bool = False
     normalize: bool = False
     whole: bool = False
     add_bos: bool = False
@@ -44,14 +53,20 @@ class Cut:
     def pre_tokenizer(self) -> dict[str, Any]:
         """As ``tokenizer.json`` writes it."""
         steps: list[dict[str, Any]] = []
+        if self.punctuation:
+            steps.append({"type": "Punctuation", "behavior": "Contiguous"})
         if self.digits:
             steps.append({"type": "Digits", "individual_digits": True})
         if self.pattern is not None:
-            steps.append(
-                {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
-            )
+            steps.append(_split(self.pattern))
         steps.append(byte_level(use_regex=self.pattern is None))
+        if self.triples:
+            steps += [{"type": "Digits", "individual_digits": False}, _split("[0-9][0-9][0-9]")]
         return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def byte_level(*, use_regex: bool = True) -> dict[str, Any]:
@@ -61,14 +76,37 @@ def byte_level(*, use_regex: bool = True) -> dict[str, Any]:
 
 CUTS: Mapping[str, Cut] = {
     "gpt-2": Cut(),
+    "phi-2": Cut(),
     "olmo": Cut(normalize=True),  # GPT-NeoX's vocabulary, which Pythia has too
+    "mpt": Cut(normalize=True),
     "smollm": Cut(digits=True),
+    "starcoder": Cut(digits=True),
+    "refact": Cut(digits=True),  # StarCoder's vocabulary, which Granite has too
+    "command-r": Cut(digits=True, normalize=True),
+    "falcon": Cut(punctuation=True, triples=True),
+    "bloom": Cut(BLOOM),
+    "dbrx": Cut(LLAMA3),  # OLMo 2 and 3
+    "glm4": Cut(LLAMA3),
+    "chatglm-bpe": Cut(LLAMA3),
+    "smaug-bpe": Cut(LLAMA3, whole=True),  # SmolLM 3
     "llama-bpe": Cut(LLAMA3, whole=True, add_bos=True),
     "llama3": Cut(LLAMA3, whole=True, add_bos=True),
     "llama-v3": Cut(LLAMA3, whole=True, add_bos=True),
     "tekken": Cut(TEKKEN, whole=True, add_bos=True),
+    "seed-coder": Cut(SEED),
+    "jais-2": Cut(JAIS2),
     "qwen2": Cut(QWEN2, normalize=True),
 }
 
-UNNAMED: Mapping[str, str] = {"gpt2": "gpt-2", "gptneox": "olmo", "qwen2": "qwen2", "qwen3": "qwen2"}
+UNNAMED: Mapping[str, str] = {
+    "bloom": "bloom",
+    "falcon": "falcon",
+    "gpt2": "gpt-2",
+    "gptneox": "olmo",
+    "mpt": "mpt",
+    "phi2": "phi-2",
+    "qwen2": "qwen2",
+    "qwen3": "qwen2",
+    "starcoder": "starcoder",
+}
 """The cut of an architecture's files that name none, or ``default``: models of it have no other."""

@@ -35,26 +35,47 @@ def rope_keys(keys: Keys, head_dim: int, theta: float | None = None) -> dict[str
         raise header.invalid(f"rope.freq_base is {base}")
     keys.inert("rope.scaling.finetuned", "rope.scaling.original_context_length")
     keys.only("rope.scaling.attn_factor", 1.0)
-    scaling = _linear(keys)
+    scaling = _by_type(keys)
     for name in LONG_FACTORS:
         if name in header.tensors:
             raise _unsupported(header, f"rotary scaling by the tensor {name} (longrope)")
     if FREQUENCY_FACTORS in header.tensors:
         if scaling is not None:
-            raise _unsupported(header, f"linear rotary scaling together with the tensor {FREQUENCY_FACTORS}")
+            raise _unsupported(
+                header, f"rotary scaling by a factor together with the tensor {FREQUENCY_FACTORS}"
+            )
         scaling = _llama3(header, base, head_dim)
     return {"rope_theta": base, "rope_scaling": scaling}
 
 
-def _linear(keys: Keys) -> dict[str, Any] | None:
+def _by_type(keys: Keys) -> dict[str, Any] | None:
     """Scaling by a factor. llama.cpp takes an unnamed type for linear, and the factors 0 and 1 for none."""
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
-    if kind not in ("linear", "none"):
+    if kind not in ("linear", "none", "yarn"):
         raise _unsupported(keys.header, f"rotary scaling of type {kind[:80]!r}")
     if factor != 0 and factor < 1:
         raise keys.header.invalid(f"rotary positions are scaled by {factor}")
-    return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor > 1 else None
+    scaled = kind != "none" and factor > 1
+    if kind == "yarn":
+        parameters = _yarn(keys)
+        return {"rope_type": kind, "factor": factor, **parameters} if scaled else None
+    return {"rope_type": kind, "factor": factor} if scaled else None
+
+
+def _yarn(keys: Keys) -> dict[str, Any]:
+    """YaRN's own parameters (Peng et al. 2024), those that the file states; -1 is for what it leaves open."""
+    keys.only("rope.scaling.yarn_ext_factor", 1.0, -1.0)
+    stated = {
+        "attention_factor": "yarn_attn_factor",
+        "beta_fast": "yarn_beta_fast",
+        "beta_slow": "yarn_beta_slow",
+    }
+    numbers = {ours: keys.number(f"rope.scaling.{theirs}", -1.0) for ours, theirs in stated.items()}
+    return {
+        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length"),
+        **{ours: number for ours, number in numbers.items() if number != -1},
+    }
 
 
 def _llama3(header: Header, theta: float, head_dim: int) -> dict[str, Any] | None:
@@ -96,5 +117,5 @@ def _unsupported(header: Header, what: str) -> OnnxGptError:
     return unsupported(
         "gguf-rope-unsupported",
         f"{header.path.name}: {what} is not implemented",
-        "use a model with default, linear or Llama 3 rotary scaling",
+        "use a model with default, linear, YaRN or Llama 3 rotary scaling",
     )

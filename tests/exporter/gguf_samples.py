@@ -1,18 +1,15 @@
-"""Small GGUF files: tiny random transformers models, converted as llama.cpp's convert_hf_to_gguf.py does.
-
-What the converter does to values is written out here again, and not taken from the code under test.
-"""
+"""Small GGUF files: tiny random transformers models, converted as llama.cpp does (`gguf_converter`)."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_converter as converter
 import numpy as np
 import torch
 import transformers
@@ -27,6 +24,16 @@ DIMS = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
+}
+
+FOUR_LAYERS = {**DIMS, "num_hidden_layers": 4}
+WINDOWS = ["sliding_attention"] * 3 + ["full_attention"]
+FALCON = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
 }
 
 CONFIGS: Mapping[str, Callable[[], Any]] = {
@@ -48,6 +55,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
         **DIMS, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     ),
     "qwen2": lambda: transformers.Qwen2Config(**DIMS, tie_word_embeddings=True),
+    "qwen3-yarn": lambda: transformers.Qwen3Config(**DIMS, rope_parameters=YARN),
     "qwen3": lambda: transformers.Qwen3Config(**DIMS, head_dim=24, tie_word_embeddings=False),
     "gemma": lambda: transformers.GemmaConfig(**DIMS, head_dim=16),
     "gemma3": lambda: transformers.Gemma3TextConfig(
@@ -76,6 +84,51 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "glm4": lambda: transformers.Glm4Config(**DIMS, head_dim=32, pad_token_id=0),
     "exaone4": lambda: transformers.Exaone4Config(
         **DIMS, sliding_window=None, layer_types=["full_attention"] * 2, tie_word_embeddings=True
+    ),
+    "exaone4-hybrid": lambda: transformers.Exaone4Config(
+        **FOUR_LAYERS, sliding_window=8, layer_types=WINDOWS, rms_norm_eps=1e-5
+    ),
+    "arcee": lambda: transformers.ArceeConfig(**DIMS, rms_norm_eps=1e-5),
+    "arcee-yarn": lambda: transformers.ArceeConfig(**DIMS, rope_parameters=YARN),
+    "smollm3": lambda: transformers.SmolLM3Config(**FOUR_LAYERS, pad_token_id=0),
+    "seed_oss": lambda: transformers.SeedOssConfig(**DIMS, head_dim=32, attention_bias=True),
+    "seed_oss-plain": lambda: transformers.SeedOssConfig(
+        **DIMS, attention_bias=False, tie_word_embeddings=True
+    ),
+    "ernie4_5": lambda: transformers.Ernie4_5Config(**DIMS, head_dim=24),
+    "ernie4_5-bias": lambda: transformers.Ernie4_5Config(**DIMS, use_bias=True),
+    "command-r": lambda: transformers.CohereConfig(**DIMS, logit_scale=0.25),
+    "cohere2": lambda: transformers.Cohere2Config(**FOUR_LAYERS, sliding_window=8, logit_scale=0.25),
+    "chatglm": lambda: transformers.GlmConfig(
+        **{**DIMS, "max_position_embeddings": DIMS["hidden_size"]},
+        head_dim=16,
+        attention_bias=True,
+        rms_norm_eps=1e-5,
+        pad_token_id=0,
+    ),
+    "olmo3": lambda: transformers.Olmo3Config(**FOUR_LAYERS, sliding_window=8, rms_norm_eps=1e-5),
+    "olmo3-yarn": lambda: transformers.Olmo3Config(
+        **DIMS,
+        sliding_window=8,
+        layer_types=WINDOWS[2:],
+        rope_parameters={
+            "full_attention": YARN | {"attention_factor": 1.25, "beta_fast": 16.0, "beta_slow": 2.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **DIMS, head_dim=16, query_pre_attn_scalar=16, sliding_window=8, attn_logit_softcapping=2.0
+    ),
+    "falcon": lambda: transformers.FalconConfig(**FALCON, num_kv_heads=1),
+    "falcon-40b": lambda: transformers.FalconConfig(**FALCON, num_kv_heads=2, new_decoder_architecture=True),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=VOCAB, hidden_size=64, n_layer=2, n_head=4, seq_length=128
+    ),
+    "mpt": lambda: transformers.MptConfig(
+        vocab_size=VOCAB, d_model=64, n_layers=2, n_heads=4, max_seq_len=128
+    ),
+    "mpt-untied": lambda: transformers.MptConfig(
+        vocab_size=VOCAB, d_model=64, n_layers=2, n_heads=4, max_seq_len=128, tie_word_embeddings=False
     ),
     "jais2": lambda: transformers.Jais2Config(**DIMS),
     "starcoder2": lambda: transformers.Starcoder2Config(
@@ -111,21 +164,20 @@ def convert(
     quantize: Type = Type.F32,
     *,
     keys: Mapping[str, Any] = {},
-    tensors: Mapping[str, np.ndarray | None] = {},
+    tensors: Mapping[str, np.ndarray | tuple[np.ndarray, Type] | None] = {},
 ) -> None:
     """Write a model as GGUF.
 
     Args:
         quantize: type of all matrices whose rows are whole blocks of it.
         keys: more metadata, or other values of what there is.
-        tensors: more tensors, in place of those of the same name; None leaves one out.
+        tensors: more tensors, in place of those of the same name, as float32 or as bytes and their type; None leaves
+            one out.
     """
-    config = model.config
-    kind = config.model_type.removesuffix("_text").replace("gpt_neox", "gptneox")
-    kind = {"phi": "phi2", "gpt_bigcode": "starcoder"}.get(kind, kind)
+    config, kind = model.config, converter.kind_of(model.config)
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     writer = gguf.GGUFWriter(path, kind)
-    _write_keys(writer, kind, config)
+    converter.write_keys(writer, config)
     for key, value in keys.items():
         writer.kv_data[0].pop(key, None)
         _write_value(writer, key, value)
@@ -134,11 +186,11 @@ def convert(
     for name, tensor in model.state_dict().items():
         if (tied and name == "lm_head.weight") or name.endswith((".attn.bias", ".attn.masked_bias")):
             continue
-        ours = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        ours = table.get_name(converter.name_in_table(config, name), try_suffixes=(".weight", ".bias"))
         assert ours is not None, name
         if ours in tensors:
             continue
-        values = _converted(kind, name, tensor.numpy(), config)
+        values = converter.converted(name, tensor.numpy(), config)
         type = (
             quantize
             if values.ndim == 2 and values.shape[-1] % gguf.GGML_QUANT_SIZES[quantize][0] == 0
@@ -146,10 +198,11 @@ def convert(
         )
         writer.add_tensor(ours, gguf.quants.quantize(np.ascontiguousarray(values), type), raw_dtype=type)
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "llama3":
-        writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
+        writer.add_tensor("rope_freqs.weight", converter.llama3_factors(config))
     for name, values in tensors.items():
         if values is not None:
-            writer.add_tensor(name, values)
+            data, raw_type = values if isinstance(values, tuple) else (values, None)
+            writer.add_tensor(name, data, raw_dtype=raw_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -169,116 +222,23 @@ def _write_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _write_keys(writer: gguf.GGUFWriter, kind: str, config: Any) -> None:
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_head_count(config.num_attention_heads)
-    if kind in ("gpt2", "starcoder"):
-        writer.add_feed_forward_length(4 * config.hidden_size)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-        if kind == "starcoder":
-            writer.add_head_count_kv(1)
-        return
-    writer.add_feed_forward_length(config.intermediate_size)
-    if kind == "gptneox":
-        rotated = int(
-            config.rope_parameters["partial_rotary_factor"] * config.hidden_size / config.num_attention_heads
-        )
-        writer.add_rope_dimension_count(rotated)
-        writer.add_parallel_residual(config.use_parallel_residual)
-        writer.add_layer_norm_eps(config.layer_norm_eps)
-        return
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rope = config.rope_parameters
-    writer.add_head_count_kv(config.num_key_value_heads)
-    if kind in ("phi2", "stablelm"):
-        if kind == "stablelm":
-            writer.add_parallel_residual(
-                True
-            )  # the converter's default, where the configuration says nothing
-        writer.add_layer_norm_eps(config.layer_norm_eps)
-        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
-        return
-    if kind in ("starcoder2", "olmo", "nemotron", "jais2"):
-        writer.add_rope_freq_base(rope["rope_theta"])
-        if kind == "jais2":
-            writer.add_layer_norm_eps(config.layer_norm_eps)
-            writer.add_rope_dimension_count(head_dim)
-            return
-        if kind == "nemotron":
-            writer.add_vocab_size(config.vocab_size)
-            writer.add_key_length(head_dim)
-            writer.add_value_length(head_dim)
-            writer.add_layer_norm_eps(config.norm_eps)
-            writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
-            writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-        else:
-            writer.add_layer_norm_eps(1e-5 if kind == "olmo" else config.norm_epsilon)
-        return
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if kind == "granite":
-        writer.add_attention_scale(config.attention_multiplier)
-        writer.add_embedding_scale(config.embedding_multiplier)
-        writer.add_residual_scale(config.residual_multiplier)
-        writer.add_logit_scale(config.logits_scaling)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    if kind == "gemma3":
-        writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
-        writer.add_sliding_window(config.sliding_window)
-        return
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
-    if kind in ("llama", "granite"):
-        writer.add_vocab_size(config.vocab_size)
-        writer.add_rope_dimension_count(head_dim)
-    if kind == "glm4":
-        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
-    if kind == "exaone4":
-        writer.add_vocab_size(config.vocab_size)
-    if kind == "phi3":
-        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
-        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
-        writer.add_sliding_window(config.sliding_window or 0)
+FLOAT16_FIELDS: Mapping[Type, tuple[int, ...]] = {
+    Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q5_0: (0,), Type.Q5_1: (0, 2), Type.Q8_0: (0,),
+    Type.Q2_K: (80, 82), Type.Q3_K: (108,), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,),
+}  # fmt: skip
+"""Bytes of a block at which a float16 begins."""
 
 
-def _converted(kind: str, name: str, values: np.ndarray, config: Any) -> np.ndarray:
-    if kind in ("llama", "granite", "olmo") and (".q_proj." in name or ".k_proj." in name):
-        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-        halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-        return halves.swapaxes(1, 2).reshape(values.shape)
-    if kind in ("gemma", "gemma3", "nemotron") and name.endswith("norm.weight"):
-        return values + np.float32(1)
-    if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-        return values.T
-    if kind == "gptneox" and "query_key_value" in name:
-        heads = config.num_attention_heads
-        by_head = values.reshape(heads, 3, config.hidden_size // heads, *values.shape[1:])
-        return np.concatenate([by_head[:, i].reshape(-1, *values.shape[1:]) for i in range(3)])
-    return values
-
-
-def _llama3_factors(config: Any) -> np.ndarray:
-    rope = config.rope_parameters
-    head_dim = config.head_dim
-    frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
-    context = rope["original_max_position_embeddings"]
-    factors = []
-    for frequency in frequencies:
-        wavelength = 2 * math.pi / frequency
-        if wavelength < context / rope["high_freq_factor"]:
-            factors.append(1.0)
-        elif wavelength > context / rope["low_freq_factor"]:
-            factors.append(rope["factor"])
-        else:
-            smooth = (context / wavelength - rope["low_freq_factor"]) / (
-                rope["high_freq_factor"] - rope["low_freq_factor"]
-            )
-            factors.append(float(1 / ((1 - smooth) / rope["factor"] + smooth)))
-    return np.array(factors, dtype=np.float32)
+def random_blocks(type: Type, rows: int, blocks: int, seed: int) -> np.ndarray:
+    """Any bits at all but for float16 scales, which are finite. uint8 ``[rows, bytes]``."""
+    rng = np.random.default_rng(seed)
+    size = gguf.GGML_QUANT_SIZES[type][1]
+    data = rng.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
+    for at in FLOAT16_FIELDS[type]:
+        half = rng.integers(0, 0x7C00, (rows, blocks), dtype=np.uint16)  # below infinity, subnormals included
+        half |= rng.integers(0, 2, half.shape, dtype=np.uint16) << np.uint16(15)
+        data[:, :, at : at + 2] = half.view(np.uint8).reshape(rows, blocks, 2)
+    return data.reshape(rows, -1)
 
 
 def byte_alphabet() -> list[str]:

@@ -16,7 +16,8 @@ from gguf import GGMLQuantizationType as Type
 from exporter.checkpoint import Checkpoint
 from exporter.errors import Exit, OnnxGptError
 from exporter.families import describe
-from exporter.gguf_format.configurations import share
+from exporter.gguf_format.architectures import ARCHITECTURES
+from exporter.gguf_format.dims import share
 from exporter.match import match_weights, matched
 from exporter.sources import gguf_file, load
 
@@ -71,11 +72,15 @@ def test_weights_and_configuration_come_back(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", samples.CONFIGS)
 def test_our_family_takes_it(name: str, tmp_path: Path) -> None:
-    """Every role finds its tensor, and matrices of the layers keep the codes of the file."""
+    """It is what the model's own configuration describes, every role finds its tensor, and matrices of the layers keep
+    the codes of the file.
+    """
     model = samples.tiny(name)
     samples.convert(model, tmp_path / "m.gguf", Type.Q8_0)
     checkpoint = loaded(tmp_path / "m.gguf")
-    _, roles = matched(checkpoint)
+    decoder, roles = matched(checkpoint)
+    own = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    assert decoder == describe(Checkpoint("", own, {}))
     for role in ("attention.q", "attention.o", "ffn.up", "ffn.down"):
         weight = roles[f"layers.1.{role}.weight"]
         assert weight.format is not None, role
@@ -99,10 +104,33 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     "experts": ("llama", {"llama.expert_count": 8}, {}, "gguf-key-unsupported", "llama.expert_count = 8"),
     "clamped": ("llama", {"llama.attention.clamp_kqv": 8.0}, {}, "gguf-key-unsupported", "clamp_kqv"),
     "window": ("qwen3", {"qwen3.attention.sliding_window": 64}, {}, "gguf-key-unsupported", "sliding_window"),
-    "hybrid": ("exaone4", {"exaone4.attention.sliding_window": 64}, {}, "gguf-key-unsupported", "sliding_window"),
     "values": ("llama", {"llama.attention.value_length": 8}, {}, "gguf-key-unsupported", "value_length"),
     "partial": ("llama", {"llama.rope.dimension_count": 8}, {}, "gguf-key-unsupported", "dimension_count"),
-    "yarn": ("qwen2", {"qwen2.rope.scaling.type": "yarn"}, {}, "gguf-rope-unsupported", "'yarn'"),
+    "longrope by its name": (
+        "qwen2", {"qwen2.rope.scaling.type": "longrope"}, {}, "gguf-rope-unsupported", "'longrope'"
+    ),
+    "yarn in part": (
+        "qwen3-yarn", {"qwen3.rope.scaling.yarn_ext_factor": 0.5}, {}, "gguf-key-unsupported", "yarn_ext_factor"
+    ),
+    "yarn of DeepSeek": (
+        "qwen3-yarn", {"qwen3.rope.scaling.yarn_log_multiplier": 0.1}, {}, "gguf-key-unsupported", "log_multiplier"
+    ),
+    "clipped": ("mpt", {"mpt.attention.clamp_kqv": 6.0}, {}, "gguf-key-unsupported", "clamp_kqv = 6.0"),
+    "no biases": ("mpt", {"mpt.attention.max_alibi_bias": 0.0}, {}, "gguf-key-unsupported", "max_alibi_bias = 0.0"),
+    "steeper biases": (
+        "mpt", {"mpt.attention.max_alibi_bias": 16.0}, {}, "gguf-key-unsupported", "max_alibi_bias = 16.0"
+    ),
+    "shared heads": ("mpt", {"mpt.attention.head_count_kv": 1}, {}, "gguf-key-unsupported", "head_count_kv = 1"),
+    "narrow layers": (
+        "bloom", {"bloom.feed_forward_length": 128}, {}, "gguf-key-unsupported", "feed_forward_length = 128"
+    ),
+    "rows in another order": (
+        "falcon", {"falcon.tensor_data_layout": "other"}, {}, "gguf-key-unsupported", "tensor_data_layout"
+    ),
+    "Command R+": (
+        "command-r", {}, {"blk.0.attn_q_norm.weight": np.ones((4, 16), np.float32)}, "gguf-key-unsupported",
+        "attn_q_norm",
+    ),
     "attention factor": (
         "llama", {"llama.rope.scaling.attn_factor": 1.2}, {}, "gguf-key-unsupported", "attn_factor"
     ),
@@ -110,7 +138,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "olmo", {"olmo.attention.layer_norm_epsilon": 1e-6}, {}, "gguf-key-unsupported", "layer_norm_epsilon"
     ),
     "clamped heads": ("olmo", {"olmo.attention.clamp_kqv": 8.0}, {}, "gguf-key-unsupported", "clamp_kqv"),
-    "OLMo 3": ("olmo2", {"olmo2.attention.sliding_window": 64}, {}, "gguf-key-unsupported", "sliding_window"),
     "longrope": (
         "phi3", {}, {"rope_factors_long.weight": np.ones(8, np.float32)}, "gguf-rope-unsupported", "longrope"
     ),
@@ -163,10 +190,42 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_contradictions_are_rejected(name: str, tmp_path: Path) -> None:
-    keys, tensors, named = BROKEN[name]
-    samples.convert(samples.tiny("llama"), tmp_path / "m.gguf", keys=keys, tensors=tensors)
+CONTRADICTING: dict[str, tuple[str, dict[str, Any], str]] = {
+    "heads that do not divide": ("falcon", {"falcon.attention.head_count": 5}, "m.gguf: its keys make no falcon"),
+    "groups that do not divide": ("falcon-40b", {"falcon.attention.head_count_kv": 3}, "do not share 3 kv heads"),
+    "Falcon 11B without its base": ("falcon", {"falcon.attention.head_count_kv": 2}, "falcon.rope.freq_base"),
+    "no positions": ("bloom", {"bloom.context_length": 0}, "bloom.context_length = 0: Input should"),
+    "an epsilon below": (
+        "mpt", {"mpt.attention.layer_norm_epsilon": -1.0}, "mpt.attention.layer_norm_epsilon = -1.0"
+    ),
+    "no logits": ("command-r", {"command-r.logit_scale": 0.0}, "command-r.logit_scale = 0.0"),
+    "no window": ("cohere2", {"cohere2.attention.sliding_window": 0}, "cohere2.attention.sliding_window = 0"),
+    "windows of fewer layers": (
+        "olmo3", {"olmo2.attention.sliding_window_pattern": [True, False]},
+        "olmo2.attention.sliding_window_pattern is no yes or no for each of 4 layers",
+    ),
+    "windows in words": (
+        "gemma2", {"gemma2.attention.sliding_window_pattern": "LG"}, "gemma2.attention.sliding_window_pattern"
+    ),
+    "yarn without a context": (
+        "arcee-yarn", {"arcee.rope.scaling.original_context_length": "16"}, "original_context_length"
+    ),
+    "yarn of no pair": ("arcee-yarn", {"arcee.rope.scaling.yarn_beta_fast": 0.0}, "beta_fast"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "tensors", "named"),
+    [
+        *(("llama", *broken) for broken in BROKEN.values()),
+        *((model, keys, {}, named) for model, keys, named in CONTRADICTING.values()),
+    ],
+    ids=[*BROKEN, *CONTRADICTING],
+)
+def test_contradictions_are_rejected(
+    model: str, keys: dict[str, Any], tensors: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    samples.convert(samples.tiny(model), tmp_path / "m.gguf", keys=keys, tensors=tensors)
     with pytest.raises(OnnxGptError) as error:
         load(str(tmp_path / "m.gguf"))
     assert (error.value.code, error.value.exit) == ("gguf-invalid", Exit.REJECTED)
@@ -195,6 +254,74 @@ def test_linear_scaling_as_llama_cpp_reads_it(
     samples.convert(samples.tiny("llama"), tmp_path / "m.gguf", keys=keys)
     scaling = loaded(tmp_path / "m.gguf").config["rope_scaling"]
     assert scaling == (None if factor is None else {"rope_type": "linear", "factor": factor})
+
+
+def test_one_tensor_of_q_k_and_v_is_three(tmp_path: Path) -> None:
+    """As in files that were made of GLM-4's first checkpoints."""
+    model = samples.tiny("chatglm")
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, np.ndarray | None] = {}
+    for i in range(2):
+        for suffix in ("weight", "bias"):
+            parts = [state[f"model.layers.{i}.self_attn.{part}_proj.{suffix}"] for part in "qkv"]
+            tensors[f"blk.{i}.attn_qkv.{suffix}"] = np.concatenate(parts)
+            tensors |= {f"blk.{i}.attn_{part}.{suffix}": None for part in "qkv"}
+    samples.convert(model, tmp_path / "m.gguf", tensors=tensors)
+    checkpoint = loaded(tmp_path / "m.gguf")
+    matched(checkpoint)
+    for name, weight in checkpoint.weights.items():
+        np.testing.assert_array_equal(weight.read(), state[name], err_msg=name)
+
+
+@pytest.mark.parametrize("type", [Type.Q4_K, Type.Q6_K], ids=lambda type: type.name)
+def test_k_quants_of_heads_that_change_places_keep_their_codes(type: Type, tmp_path: Path) -> None:
+    """llama.cpp keeps q, k and v of Falcon one after the other, Hugging Face by group."""
+    config = transformers.FalconConfig(
+        **samples.FALCON | {"hidden_size": 256}, num_kv_heads=2, new_decoder_architecture=True
+    )
+    stored = samples.random_blocks(type, (4 + 2 * 2) * 64, 1, seed=7)
+    tensors = {"blk.0.attn_qkv.weight": (stored, type)}
+    samples.convert(transformers.FalconForCausalLM(config), tmp_path / "m.gguf", tensors=tensors)
+    _, roles = matched(loaded(tmp_path / "m.gguf"))
+    expected = gguf.quants.dequantize(stored, type)
+    for role, rows in (("q", slice(256)), ("k", slice(256, 384)), ("v", slice(384, None))):
+        weight = roles[f"layers.0.attention.{role}.weight"]
+        assert weight.format is not None
+        np.testing.assert_array_equal(weight.read(), expected[rows])
+        np.testing.assert_array_equal(weight.coded(3, 70).values(weight.format), expected[rows][3:70])
+
+
+def test_falcon_11b_has_groups_and_one_norm(tmp_path: Path) -> None:
+    """With a base that the file has to say."""
+    config = transformers.FalconConfig(
+        **samples.FALCON, num_kv_heads=2, new_decoder_architecture=True, num_ln_in_parallel_attn=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 500042.0},
+    )  # fmt: skip
+    model = transformers.FalconForCausalLM(config).eval()
+    samples.convert(model, tmp_path / "m.gguf", keys={"falcon.rope.freq_base": 500042.0})
+    tokens = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        ours, theirs = rebuilt(loaded(tmp_path / "m.gguf"))(tokens).logits, model(tokens).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "full"),
+    [(None, [3]), (2, [1, 3]), (0, []), ([True, False, False, True], [1, 2]), ([1, 1, 1, 0], [3])],
+)
+def test_windows_are_told_by_a_period_or_layer_by_layer(
+    pattern: int | list[Any] | None, full: list[int], tmp_path: Path
+) -> None:
+    keys = {} if pattern is None else {"cohere2.attention.sliding_window_pattern": pattern}
+    samples.convert(samples.tiny("cohere2"), tmp_path / "m.gguf", keys=keys)
+    types = loaded(tmp_path / "m.gguf").config["layer_types"]
+    assert [i for i, kind in enumerate(types) if kind == "full_attention"] == full
+
+
+def test_every_architecture_is_in_the_docs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "architecture.md"
+    section = page.read_text("utf-8").split("## A GGUF file\n")[1].split("\n## ")[0]
+    assert [name for name in ARCHITECTURES if f"`{name}`" not in section] == []
 
 
 def test_missing_and_unknown_tensors_are_listed_together(tmp_path: Path) -> None:

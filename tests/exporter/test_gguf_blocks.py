@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+import gguf_samples as samples
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES
@@ -18,24 +19,6 @@ from exporter.gguf_format.blocks import LAYOUTS, weight_of
 from exporter.gguf_format.reader import TensorEntry
 from exporter.weight_expressions import Permuted, Stack
 from exporter.weights import Weight
-
-FLOAT16_FIELDS = {
-    Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q5_0: (0,), Type.Q5_1: (0, 2), Type.Q8_0: (0,),
-    Type.Q2_K: (80, 82), Type.Q3_K: (108,), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,),
-}  # fmt: skip
-"""Bytes of a block at which a float16 begins."""
-
-
-def random_blocks(type: Type, rows: int, blocks: int, seed: int) -> np.ndarray:
-    """Any bits at all but for float16 scales, which are finite. uint8 ``[rows, bytes]``."""
-    rng = np.random.default_rng(seed)
-    size = GGML_QUANT_SIZES[type][1]
-    data = rng.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
-    for at in FLOAT16_FIELDS[type]:
-        half = rng.integers(0, 0x7C00, (rows, blocks), dtype=np.uint16)  # below infinity, subnormals included
-        half |= rng.integers(0, 2, half.shape, dtype=np.uint16) << np.uint16(15)
-        data[:, :, at : at + 2] = half.view(np.uint8).reshape(rows, blocks, 2)
-    return data.reshape(rows, -1)
 
 
 def written(path: Path, type: Type, data: np.ndarray, before: int = 32) -> Weight:
@@ -66,7 +49,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 def test_codes_mean_what_the_gguf_library_dequantizes(
     type: Type, seed: int, rows: int, blocks: int, data: st.DataObject, tmp_path: Path
 ) -> None:
-    stored = random_blocks(type, rows, blocks, seed)
+    stored = samples.random_blocks(type, rows, blocks, seed)
     weight = written(tmp_path / "w", type, stored)
     expected = gguf.quants.dequantize(stored, type)
     start = data.draw(st.integers(0, rows - 1))
@@ -92,8 +75,8 @@ def test_floats(type: Type, tmp_path: Path) -> None:
 
 
 def test_codes_survive_packing_and_permuting(tmp_path: Path) -> None:
-    first = written(tmp_path / "a", Type.Q4_1, random_blocks(Type.Q4_1, 8, 2, 1))
-    second = written(tmp_path / "b", Type.Q4_1, random_blocks(Type.Q4_1, 4, 2, 2))
+    first = written(tmp_path / "a", Type.Q4_1, samples.random_blocks(Type.Q4_1, 8, 2, 1))
+    second = written(tmp_path / "b", Type.Q4_1, samples.random_blocks(Type.Q4_1, 4, 2, 2))
     stack = Stack((Permuted(first, np.array([1, 0, 3, 2, 5, 4, 7, 6])), second))
     assert stack.format is not None
     np.testing.assert_array_equal(meaning(stack.coded(3, 10), stack.format), stack.rows(3, 10))
@@ -111,8 +94,8 @@ def test_other_types_are_refused_by_name(type: Type, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("type", LAYOUTS, ids=lambda type: type.name)
 def test_infinite_scales_are_refused(type: Type, tmp_path: Path) -> None:
-    stored = random_blocks(type, 3, 1, 5)
-    at = FLOAT16_FIELDS[type][0]
+    stored = samples.random_blocks(type, 3, 1, 5)
+    at = samples.FLOAT16_FIELDS[type][0]
     stored[2, at : at + 2] = [0x00, 0x7C]
     weight = written(tmp_path / "w", type, stored)
     weight.rows(0, 2)
@@ -123,7 +106,7 @@ def test_infinite_scales_are_refused(type: Type, tmp_path: Path) -> None:
 
 
 def test_a_file_that_shrinks_is_refused(tmp_path: Path) -> None:
-    weight = written(tmp_path / "w", Type.Q8_0, random_blocks(Type.Q8_0, 4, 1, 3))
+    weight = written(tmp_path / "w", Type.Q8_0, samples.random_blocks(Type.Q8_0, 4, 1, 3))
     (tmp_path / "w").write_bytes(b"\0" * 60)
     with pytest.raises(OnnxGptError) as error:
         weight.rows(0, 4)

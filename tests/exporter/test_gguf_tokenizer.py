@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from exporter.errors import Exit, OnnxGptError
-from exporter.gguf_format.pretokenizers import CUTS
+from exporter.gguf_format.architectures import ARCHITECTURES
+from exporter.gguf_format.pretokenizers import CUTS, UNNAMED
 from exporter.gguf_format.reader import Header
 from exporter.gguf_format.tokenizer import files_of, special_ids
 from exporter.gguf_format.vocabulary import vocabulary_of
@@ -29,7 +30,8 @@ TEXT = (Path(__file__).parent / "test_gguf_tokenizer.py").read_text("utf-8") + (
 STRINGS = [
     "", " ", "Hello world", "hello  world", "   leading and trailing   ",
     "def f(x):\n    return x ** 2  # 100%\n",
-    "\n\n\n\t\t x", "1234567890 12,5 3.14 ٣٤ ½", "日本語とemoji 😀👍🏽 한국어", "it's we'LL DON'T 'tis",
+    "\n\n\n\t\t x", "1234567890 12,5 3.14 ٣٤ ½", "日本語とemoji 😀👍🏽 한국어", "12½3456 x² м мир 999",
+    "…। ۔ (a|b) [c]", "it's we'LL DON'T 'tis",
     "a\u0301 é \ufb01",
     "\u200b\ufeff \u00a0x", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "x<|endoftext|> y",
     "<|im_start|", "{{ }} => != ## -- ...", "\x00\x1f\x7f", "a" * 300,
@@ -63,11 +65,32 @@ def tokenizer(metadata: dict[str, Any], architecture: str = "llama") -> Tokenize
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_DIGITS_APART = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+)
 ORIGINALS = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "olmo": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    "smollm": _DIGITS_APART,
+    "command-r": _DIGITS_APART,
+    "falcon": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation(behavior="contiguous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), behavior="isolated"),
+        ]
+    ),
+    "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",
+    "dbrx": rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",
+    "smaug-bpe": rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",
+    "seed-coder": (
+        rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "jais-2": (
+        rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|"
+        r"\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}"
     ),
     "llama-bpe": rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",
     "qwen2": rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_REST}",
@@ -82,12 +105,12 @@ ORIGINALS = {
 def trained(pre: str) -> Tokenizer:
     """A byte-level BPE that was trained with the cuts that ``pre`` stands for."""
     original = ORIGINALS[pre]
-    made = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "tekken")))
+    made = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "smaug-bpe", "tekken")))
     if isinstance(original, str):
         split = pre_tokenizers.Split(Regex(original), behavior="isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         original = pre_tokenizers.Sequence([split, byte_level])
-    if pre in ("qwen2", "olmo"):
+    if pre in ("qwen2", "olmo", "command-r"):
         made.normalizer = normalizers.NFC()
     made.pre_tokenizer = original
     made.decoder = decoders.ByteLevel()
@@ -134,6 +157,14 @@ def test_byte_level_encodes_as_the_original(pre: str) -> None:
 def test_every_cut_is_held_against_an_original() -> None:
     by_cut = {CUTS[pre] for pre in ORIGINALS}
     assert set(CUTS.values()) == by_cut
+
+
+def test_files_that_name_no_cut_have_their_architecture_s_own() -> None:
+    for architecture, pre in UNNAMED.items():
+        assert architecture in ARCHITECTURES
+        metadata = samples.byte_level_vocabulary([]) | {"tokenizer.ggml.pre": "default"}
+        made = json.loads(files(metadata, architecture)["tokenizer.json"])
+        assert made["pre_tokenizer"] == CUTS[pre].pre_tokenizer()
 
 
 @given(st.text(max_size=60))
