@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import unsupported
-from graph_passes.matching import attribute, producer, role_of
+from graph_passes.matching import NORMS, attribute, producer, role_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,14 @@ class Rotation:
         steps: θ, radians a token, float32 ``[R/2]``.
         context: C, places that there are.
         interleaved: whether the two of a pair are neighbours; else they are R/2 channels apart.
+        gain: float32 ``[D]``, of a norm over each head behind the rotation (HunYuan). The rest of a norm multiplies all
+            channels of a key alike, at every place by the same.
     """
 
     steps: np.ndarray
     context: int
     interleaved: bool
+    gain: np.ndarray | None = None
 
     @property
     def pairs(self) -> tuple[slice, slice]:
@@ -47,16 +50,19 @@ def rotation_of(attention: ir.Node) -> Rotation | None:
     """How a GroupQueryAttention's keys are turned, inside it or in front of it; None where they are not.
 
     Raises:
-        OnnxGptError: ``cannot-quantize-cache`` (exit 3) where the angles are no constants.
+        OnnxGptError: ``cannot-quantize-cache`` (exit 3) where the angles are no constants, or a gain is 0.
     """
-    if attribute(attention, "do_rotary", 0):
+    gain = None
+    if attribute(attention, "do_rotary", 0):  # a norm in front of that is none behind the rotation
         cos, sin = attention.inputs[7:9]
         interleaved = bool(attribute(attention, "rotary_interleaved", 0))
-    elif (turning := producer(attention.inputs[1], "RotaryEmbedding")) is not None:
+    else:
+        key, gain = _before_norm(attention.inputs[1])
+        turning = producer(key, "RotaryEmbedding")
+        if turning is None:
+            return None
         cos, sin = turning.inputs[1:3]
         interleaved = bool(attribute(turning, "interleaved", 0))
-    else:
-        return None
     tables = [
         None if value is None or value.const_value is None else value.const_value.numpy()
         for value in (cos, sin)
@@ -67,8 +73,25 @@ def rotation_of(attention: ir.Node) -> Rotation | None:
             f"the rotary angles of {role_of(attention)} are computed as the graph runs",
             "leave the cache in float, or export the model with tables of cosines and sines",
         )
+    if gain is not None and not gain.all():
+        raise unsupported(
+            "cannot-quantize-cache",
+            f"the norm of {role_of(attention)}'s keys has a gain of 0 behind their rotation",
+            "leave the cache in float",
+        )
     last = min(1, len(tables[0]) - 1)
-    return Rotation(np.arctan2(tables[1][last], tables[0][last]), len(tables[0]), interleaved)
+    return Rotation(np.arctan2(tables[1][last], tables[0][last]), len(tables[0]), interleaved, gain)
+
+
+def _before_norm(key: ir.Value | None) -> tuple[ir.Value | None, np.ndarray | None]:
+    """What a norm over each head reads that gives a key, and its gain; the key itself where there is no such norm."""
+    merge = producer(key, "Reshape")
+    norm = merge.inputs[0].producer() if merge is not None and merge.inputs[0] is not None else None
+    split = producer(norm.inputs[0], "Reshape") if norm is not None and norm.op_type in NORMS else None
+    if norm is None or split is None:
+        return key, None
+    gain = norm.inputs[1].const_value if norm.inputs[1] is not None else None
+    return split.inputs[0], None if gain is None else gain.numpy()
 
 
 def reach(keys: np.ndarray, rotation: Rotation) -> np.ndarray:
@@ -80,7 +103,12 @@ def reach(keys: np.ndarray, rotation: Rotation) -> np.ndarray:
     Returns:
         float32 ``[B, K, T, D]``.
     """
-    sizes: np.ndarray = np.abs(keys)
+    sizes: np.ndarray
+    if rotation.gain is not None:
+        sizes = reach(keys / rotation.gain, dataclasses.replace(rotation, gain=None))
+        sizes *= np.abs(rotation.gain)
+        return sizes
+    sizes = np.abs(keys)
     first, second = rotation.pairs
     radius, angle = (
         np.hypot(keys[..., first], keys[..., second]),

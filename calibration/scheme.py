@@ -265,6 +265,8 @@ def _mixed(text: str) -> Mapping[str, tuple[int, ...]]:
             raise _invalid(
                 f"{item!r} is no exception to a grid", "write ROLE=BITS, ROLE=BITS/BLOCK or ROLE=float"
             )
+        if role in found:
+            raise _invalid(f"mixed names {role!r} twice", "say once what its weights are to be")
         found[role] = tuple(int(number) for number in numbers)
     return found
 

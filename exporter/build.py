@@ -13,9 +13,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporter import alibi
+from exporter import alibi, sinusoids
 from exporter.control import END, MASKED, Control, start_of_logits
-from exporter.decoder import Alibi, Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
+from exporter.decoder import (
+    Alibi,
+    Attention,
+    Decoder,
+    FeedForward,
+    Layer,
+    Linear,
+    Norm,
+    Rope,
+    Sinusoids,
+    Xielu,
+)
 from exporter.emitter import Emitter, typed
 from exporter.weights import Weight
 
@@ -71,8 +82,14 @@ class _Builder(Emitter):
         if self.decoder.embedding_scale != 1.0:
             scale = self.scalar("embedding.scale", float(self.decoder.embedding_scale))
             x = self.op("Mul", [x, scale], name="embedding.scaled")
-        if self.decoder.positions is not None:
-            rows = [self.weight("positions.weight"), self.control.positions]
+        found = self.decoder.positions
+        if found is not None:
+            if isinstance(found, Sinusoids):
+                made = sinusoids.table(found, self.context_length, self.decoder.hidden_size)
+                places = self.constant("positions.sinusoids", made)
+            else:
+                places = self.weight("positions.weight")
+            rows = [places, self.control.positions]
             placed = self.op("Gather", rows, name="positions.rows", role="positions", axis=0)
             x = self.op("Add", [x, placed], name="embedding.placed")
         return self.norm("embedding_norm", self.decoder.embedding_norm, x)
@@ -120,11 +137,8 @@ class _Builder(Emitter):
         q = self.linear(f"{role}.q", attention.q, x)
         k = self.linear(f"{role}.k", attention.k, x)
         v = self.linear(f"{role}.v", attention.v, x)
-        q = self.head_norm(f"{role}.q_norm", attention.q_norm, q, heads, attention.head_dim)
-        k = self.head_norm(f"{role}.k_norm", attention.k_norm, k, kv_heads, attention.head_dim)
-        if attention.rope is not None:
-            q = self.rotary(f"{role}.q_rope", attention.rope, q, heads, attention.head_dim)
-            k = self.rotary(f"{role}.k_rope", attention.rope, k, kv_heads, attention.head_dim)
+        q = self.placed(f"{role}.q", attention, attention.q_norm, q, heads)
+        k = self.placed(f"{role}.k", attention, attention.k_norm, k, kv_heads)
         past, present = self.cache(int(role.split(".")[1]), attention)
         attributes: dict[str, Any] = {"scale": float(attention.scale)}
         if attention.softcap:
@@ -169,6 +183,16 @@ class _Builder(Emitter):
         self.presents.extend(present)
         return past, present
 
+    def placed(self, role: str, attention: Attention, norm: Norm | None, x: ir.Value, heads: int) -> ir.Value:
+        """q or k ``[B, S, H·D]`` behind their norm and their rotation."""
+        rope, size = attention.rope, attention.head_dim
+        if rope is not None and attention.rotates_first:
+            x = self.rotary(f"{role}_rope", rope, x, heads, size)
+        x = self.head_norm(f"{role}_norm", norm, x, heads, size)
+        if rope is not None and not attention.rotates_first:
+            x = self.rotary(f"{role}_rope", rope, x, heads, size)
+        return x
+
     def head_norm(self, role: str, norm: Norm | None, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
         """A norm over each head of ``[B, S, H·D]``, or over all of them together."""
         if norm is None or not norm.fits(head_dim):
@@ -176,7 +200,7 @@ class _Builder(Emitter):
         split = self.ints(f"split_{heads}_{head_dim}", [0, 0, heads, head_dim])
         merge = self.ints(f"merge_{heads * head_dim}", [0, 0, heads * head_dim])
         x = self.op("Reshape", [x, split], name=f"{role}.split")
-        return self.op("Reshape", [self.norm(role, norm, x), merge], name=f"{role}.merge")
+        return self.op("Reshape", [self.norm(role, norm, x, head_dim), merge], name=f"{role}.merge")
 
     def rotary(self, role: str, rope: Rope, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
         attributes: dict[str, Any] = {"num_heads": heads}
@@ -201,13 +225,16 @@ class _Builder(Emitter):
     def feed_forward(self, role: str, ffn: FeedForward, x: ir.Value) -> ir.Value:
         up = self.linear(f"{role}.up", ffn.up, x)
         if ffn.gate is None:
-            hidden = self.activation(role, ffn.activation, up)
+            hidden = self.activation(role, ffn, up)
         else:
-            gate = self.activation(role, ffn.activation, self.linear(f"{role}.gate", ffn.gate, x))
+            gate = self.activation(role, ffn, self.linear(f"{role}.gate", ffn.gate, x))
             hidden = self.op("Mul", [gate, up], name=f"{role}.gated")
         return self.linear(f"{role}.down", ffn.down, hidden)
 
-    def activation(self, role: str, kind: str, x: ir.Value) -> ir.Value:
+    def activation(self, role: str, ffn: FeedForward, x: ir.Value) -> ir.Value:
+        kind = ffn.activation
+        if kind == "xielu" and ffn.xielu is not None:
+            return self.xielu(f"{role}.xielu", ffn.xielu, x)
         if kind == "silu":
             return self.op("Mul", [x, self.op("Sigmoid", [x], name=f"{role}.sigmoid")], name=f"{role}.silu")
         if kind in ("relu", "relu2"):
@@ -216,18 +243,41 @@ class _Builder(Emitter):
         approximate = "tanh" if kind == "gelu_tanh" else "none"
         return self.op("Gelu", [x], name=f"{role}.gelu", approximate=approximate)
 
+    def xielu(self, role: str, xielu: Xielu, x: ir.Value) -> ir.Value:
+        beta = self.scalar("xielu.beta", xielu.beta)
+        a, above = (
+            self.op(
+                "Softplus",
+                [self.weight(f"{role}.{side}")],
+                name=f"{role}.{side}.softplus",
+                role=f"{role}.{side}",
+            )
+            for side in ("positive", "negative")
+        )
+        b = self.op("Add", [above, beta], name=f"{role}.b")
+        relu = self.op("Relu", [x], name=f"{role}.relu")
+        square = self.op("Mul", [relu, relu], name=f"{role}.square")
+        bent = self.op("Sub", [self.op("Elu", [x], name=f"{role}.elu"), x], name=f"{role}.bent")
+        curves = (
+            self.op("Mul", [square, a], name=f"{role}.up"),
+            self.op("Mul", [bent, b], name=f"{role}.down"),
+        )
+        curved = self.op("Add", curves, name=f"{role}.curved")
+        return self.op("Add", [curved, self.op("Mul", [x, beta], name=f"{role}.line")], name=f"{role}.sum")
+
     def linear(self, role: str, linear: Linear, x: ir.Value) -> ir.Value:
         y = self.op("MatMul", [x, self.weight(f"{role}.weight", transpose=True)], name=role, role=role)
         if linear.bias is not None:
             y = self.op("Add", [y, self.weight(f"{role}.bias")], name=f"{role}.biased")
         return y
 
-    def norm(self, role: str, norm: Norm | None, x: ir.Value) -> ir.Value:
-        """x itself where there is no norm."""
+    def norm(self, role: str, norm: Norm | None, x: ir.Value, channels: int | None = None) -> ir.Value:
+        """x itself where there is no norm; one without a gain is of E channels unless others are given."""
         if norm is None:
             return x
         if norm.weight is None:
-            gain = self.constant("norm.ones", np.ones(self.decoder.hidden_size, np.float32))
+            size = channels or self.decoder.hidden_size
+            gain = self.constant(f"norm.ones_{size}", np.ones(size, np.float32))
         else:
             gain = self.weight(f"{role}.weight")
         inputs = [x, gain]

@@ -76,11 +76,28 @@ class FamilyConfig(pydantic.BaseModel):
     """Keys that a family honours. A field's type and validators are what it accepts; no value is coerced.
 
     ``absent`` names keys of other models that this family tolerates only at the values given (features turned
-    off).
+    off), ``spelled`` fields by other names that configurations have for them.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, protected_namespaces=())
     absent: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    spelled: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def respelled(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A raw configuration with the fields' own names.
+
+        Raises:
+            OnnxGptError: ``config-invalid`` where two names of one field contradict each other.
+        """
+        own: dict[str, Any] = {key: value for key, value in config.items() if key not in cls.spelled}
+        for key, name in cls.spelled.items():
+            if key in config and own.setdefault(name, config[key]) != config[key]:
+                raise invalid(
+                    "config.json contradicts itself",
+                    f"{key} is {config[key]!r:.200}, {name} {own[name]!r:.200}",
+                )
+        return own
 
     @classmethod
     def parse(cls, config: Mapping[str, Any], family: str) -> Self:
@@ -89,6 +106,7 @@ class FamilyConfig(pydantic.BaseModel):
         Raises:
             OnnxGptError: ``config-key-unknown`` (exit 3) or ``config-invalid`` (exit 4).
         """
+        config = cls.respelled(config)
         known = {field.alias or name for name, field in cls.model_fields.items()}
         unknown = [
             f"{key} = {value!r:.200}"

@@ -13,8 +13,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
-"""``relu2`` is relu(x)² (So et al. 2021, Primer)."""
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
+"""``relu2`` is relu(x)² (So et al. 2021, Primer); ``xielu`` has learned numbers, see `Xielu`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Norm:
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis.
 
     Attributes:
-        weight: None where nothing is learned (OLMo 1, before its blocks and its head): a gain of 1.
+        weight: None where nothing is learned (OLMo 1, nanochat): a gain of 1.
     """
 
     kind: Literal["rms", "layer"]
@@ -68,8 +68,8 @@ class Norm:
     bias: Part | None = None
 
     def fits(self, channels: int) -> bool:
-        """Whether it has a gain for so many channels."""
-        return self.weight is not None and self.weight.shape == (channels,)
+        """Whether it can be of so many channels: one that has learned nothing can be of any."""
+        return self.weight is None or self.weight.shape == (channels,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,18 @@ class Alibi:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sinusoids:
+    """Positions as sines and cosines that are added to embeddings (Vaswani et al. 2017), which nobody learns:
+    `exporter.sinusoids`.
+
+    Attributes:
+        first: place of the first token.
+    """
+
+    first: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Attention:
     """Causal attention with H query heads over K key/value heads.
 
@@ -116,8 +128,9 @@ class Attention:
         window: each token sees itself and the ``window − 1`` tokens before it; None for all.
         scale: multiplies q·k.
         softcap: scores become ``softcap · tanh(score / softcap)``; 0 for none.
-        q_norm, k_norm: RMSNorm before the rotation: over each head where it has D channels (Qwen 3, Gemma 3), else
+        q_norm, k_norm: norms before the rotation: over each head where it has D channels (Qwen 3, Gemma 3), else
             over all of them together (OLMo 2).
+        rotates_first: the rotation comes before those norms (HunYuan).
         alibi: bias on the scores by position, in the place of a rotation.
     """
 
@@ -134,6 +147,7 @@ class Attention:
     softcap: float = 0.0
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    rotates_first: bool = False
     alibi: Alibi | None = None
 
     @property
@@ -145,6 +159,16 @@ class Attention:
 
 
 @dataclasses.dataclass(frozen=True)
+class Xielu:
+    """xIELU (Huang & Schlag 2024): ``a·relu(x)² + b·(elu(x) − x) + β·x`` with a = softplus(positive) and b = β +
+    softplus(negative), which are ``[1]``."""
+
+    positive: Part
+    negative: Part
+    beta: float
+
+
+@dataclasses.dataclass(frozen=True)
 class FeedForward:
     """``down(act(gate(x)) · up(x))``, or ``down(act(up(x)))`` where there is no gate."""
 
@@ -152,6 +176,7 @@ class FeedForward:
     down: Linear
     activation: Activation
     gate: Linear | None = None
+    xielu: Xielu | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +215,11 @@ class Decoder:
         embedding: ``[V, E]``.
         embedding_scale: multiplies embeddings (Gemma: √E).
         embedding_norm: of what is looked up (BLOOM).
-        positions: learned positions ``[context, E]``; None with rotary or ALiBi.
+        positions: what is added to embeddings by position, learned ``[context, E]`` or not; None with rotary or ALiBi.
         head: ``[V, E]``; the same `Part` as `embedding` where they are tied.
         logit_softcap: logits become ``c · tanh(logits / c)``; 0 for none.
         head_input: a map ``[E, E]`` between the last norm and the head; no checkpoint has one, a rotation makes it.
+        constants: scalars that checkpoints hold and nobody learns, by the names of their tensors.
     """
 
     family: str
@@ -205,10 +231,11 @@ class Decoder:
     norm: Norm
     head: Linear
     embedding_scale: float = 1.0
-    positions: Part | None = None
+    positions: Part | Sinusoids | None = None
     embedding_norm: Norm | None = None
     logit_softcap: float = 0.0
     head_input: Linear | None = None
+    constants: tuple[tuple[str, float], ...] = ()
 
     @property
     def tied(self) -> bool:
@@ -217,7 +244,7 @@ class Decoder:
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every learned part with its role, in graph order; a tied head is not repeated."""
         yield "embedding.weight", self.embedding
-        if self.positions is not None:
+        if isinstance(self.positions, Part):
             yield "positions.weight", self.positions
         if self.embedding_norm is not None:
             yield from _parts_of("embedding_norm", self.embedding_norm)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
 
 from exporter.checkpoint import Checkpoint
 from exporter.decoder import Decoder, Part
@@ -12,6 +14,9 @@ from exporter.families import describe, family_of
 from exporter.stored_weights import NotFloat
 from exporter.weight_expressions import Rows, plus, times, transposed
 from exporter.weights import Weight
+
+BFLOAT16 = 2.0**-8
+"""How far a number may be from another that bfloat16 has rounded, relatively."""
 
 
 def matched(checkpoint: Checkpoint) -> tuple[Decoder, dict[str, Weight]]:
@@ -33,11 +38,12 @@ def match_weights(
         ignored: regular expressions of the names of tensors that hold nothing learned (causal masks).
 
     Raises:
-        OnnxGptError: ``weights-mismatch``, listing all missing, unused and mis-shaped tensors at once.
+        OnnxGptError: ``weights-mismatch``, listing all missing, unused and mis-shaped tensors at once, and constants
+            that are others than the family's.
     """
     parts = dict(decoder.parts())
-    findings = _missing_or_misshaped(parts.values(), weights)
-    used = {part.name for part in parts.values()}
+    findings = [*_missing_or_misshaped(parts.values(), weights), *_other_constants(decoder, weights)]
+    used = {part.name for part in parts.values()} | dict(decoder.constants).keys()
     ignore = [re.compile(pattern) for pattern in ignored]
     for name, weight in weights.items():
         if name in used or any(pattern.fullmatch(name) for pattern in ignore):
@@ -69,6 +75,17 @@ def _missing_or_misshaped(parts: Iterable[Part], weights: Mapping[str, Weight]) 
         elif isinstance(weight, NotFloat):
             findings[part.name] = f"dtype: {part.name} is {weight.dtype}, which is not a float type"
     return list(findings.values())
+
+
+def _other_constants(decoder: Decoder, weights: Mapping[str, Weight]) -> Iterator[str]:
+    for name, value in decoder.constants:
+        weight = weights.get(name)
+        if weight is None:
+            continue
+        if weight.shape not in ((), (1,)):
+            yield f"shape: {name} is {list(weight.shape)}, and is one number in every such model"
+        elif not np.allclose(stored := weight.read(), value, rtol=BFLOAT16, atol=0):
+            yield f"value: {name} is {stored.item():g}, and {value:g} in every such model"
 
 
 def resolve(part: Part, weight: Weight) -> Weight:

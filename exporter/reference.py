@@ -6,7 +6,6 @@ model a piece at a time, so the cost is the model itself and nothing beside it.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import re
 import warnings
@@ -18,7 +17,7 @@ import numpy as np
 
 from exporter.checkpoint import Checkpoint, ModuleSource
 from exporter.errors import Exit, OnnxGptError, rejected
-from exporter.families import describe, family_of
+from exporter.families import describe, families, family_of
 from exporter.sources.module import FAILURES, failed, instantiate, logits_in, quiet_stdout
 from exporter.weights import Weight
 from exporter.writing import ordinary
@@ -44,6 +43,7 @@ class Reference:
         if isinstance(source, Checkpoint):
             self.model = reference_model(source)
             self._kv_heads = [layer.attention.kv_heads for layer in describe(ordinary(source)).layers]
+            self._copies: list[int] = []
             self.name = f"{_version('transformers')} on {_version('torch')}, float32"
         else:
             self.model = instantiate(source) if isinstance(source, ModuleSource) else source.eval()
@@ -107,6 +107,8 @@ class Reference:
         cache = cache_utils.DynamicCache(config=self.model.config)
         with torch.inference_mode():
             if past[0][0].shape[2]:
+                if not self._copies:
+                    self.remember(np.zeros((1, 1), np.int64))
                 for i, pair in enumerate(past):
                     heads, copies = self._kv_heads[i], self._copies[i]
                     keys, values = (torch.from_numpy(_with_heads(side, heads, copies)) for side in pair)
@@ -135,22 +137,16 @@ class Reference:
         return logits.float().numpy(), self._kept(cache)
 
     def _kept(self, cache: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Keys and values ``[B, K, T, D]`` of each layer."""
-        found = zip(cache.layers, self._copies, strict=True)
+        """Keys and values ``[B, K, T, D]`` of each layer.
+
+        transformers keeps each head once, or for every query head that reads it (Falcon): how often, the cache shows.
+        """
+        layers = cache.layers
+        self._copies = [layer.keys.shape[1] // K for layer, K in zip(layers, self._kv_heads, strict=True)]
         return [
             (layer.keys[:, ::copies].float().numpy(), layer.values[:, ::copies].float().numpy())
-            for layer, copies in found
+            for layer, copies in zip(layers, self._copies, strict=True)
         ]
-
-    @functools.cached_property
-    def _copies(self) -> list[int]:
-        """How often transformers keeps each key/value head: once, or for every query head that reads it (Falcon)."""
-        cache = _import("transformers.cache_utils").DynamicCache()
-        with self._torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            token = self._torch.zeros((1, 1), dtype=self._torch.int64)
-            self.model(input_ids=token, past_key_values=cache, use_cache=True)
-        return [layer.keys.shape[1] // K for layer, K in zip(cache.layers, self._kv_heads, strict=True)]
 
     def variants(self) -> Iterator[str]:
         """Make the model another that computes the same function, one after the other; after each it is itself again.
@@ -159,10 +155,14 @@ class Reference:
         attention by its definition instead of torch's fused kernel; only for a checkpoint of a class that takes that
         kernel at all (Gemma 2, which caps scores, does not), and the other one afterwards (Falcon does not).
         """
+        torch = self._torch
+        usual = torch.get_default_dtype()
         try:
             self.model.double()
+            torch.set_default_dtype(torch.float64)  # of which XGLM makes the least number of a float64
             yield "float64"
         finally:
+            torch.set_default_dtype(usual)
             self.model.float()
         if not self._cached or self.model.config._attn_implementation == EAGER:
             return
@@ -205,28 +205,28 @@ def _with_heads(side: np.ndarray, heads: int, copies: int) -> np.ndarray:
 def reference_model(checkpoint: Checkpoint) -> Any:
     """transformers' model of a checkpoint, in float32, for inference.
 
-    Nothing is downloaded and no code of the checkpoint's is run: the class is the one that transformers
-    itself has under the architecture's name.
+    Nothing is downloaded and no code of the checkpoint's is run: see `model_class`.
 
     Raises:
-        OnnxGptError: ``reference-missing`` (exit 8) where torch or transformers is not installed;
-            ``architecture-unknown`` (exit 3); ``weights-mismatch`` (exit 4), listing all that does not fit.
+        OnnxGptError: ``reference-missing`` (exit 8) where torch or transformers is not installed, or does not know the
+            model; ``architecture-unknown`` (exit 3); ``weights-mismatch`` (exit 4), listing all that does not fit.
     """
     checkpoint = ordinary(checkpoint)  # transformers knows no variants
-    decoder, family = describe(checkpoint), family_of(checkpoint)
+    family = family_of(checkpoint)
     torch, transformers = _import("torch"), _import("transformers")
-    model_class = getattr(transformers, checkpoint.architecture)
-    config = model_class.config_class.from_dict(dict(checkpoint.config) | {"dtype": "float32"})
-    config._attn_implementation = FUSED if model_class._supports_sdpa else EAGER
+    kind, config_class = model_class(family.__name__.rpartition(".")[2])
+    config = config_class.from_dict(dict(checkpoint.config) | {"dtype": "float32"})
+    config._attn_implementation = FUSED if kind._supports_sdpa else EAGER
     with importlib.import_module("transformers.initialization").no_init_weights():
-        model = model_class(config)
+        model = kind(config)
     model.tie_weights()
     model.generation_config = transformers.GenerationConfig()  # no end token: texts are compared by length
-    weights = dict(checkpoint.weights)
-    if not decoder.tied and decoder.head.weight.name in weights:
-        weights[_head_name(model)] = weights.pop(decoder.head.weight.name)
+    weights, tensors = checkpoint.weights, named_tensors(checkpoint, model)
     with torch.no_grad():
-        findings = [*_load(model, weights, torch), *_unused(model, weights, getattr(family, "IGNORED", ()))]
+        findings = [
+            *_load(tensors, weights, torch),
+            *_unused(tensors, weights, getattr(family, "IGNORED", ())),
+        ]
     if findings:
         raise rejected(
             "weights-mismatch",
@@ -237,16 +237,53 @@ def reference_model(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def _head_name(model: Any) -> str:
-    """transformers 5 came to call every head ``lm_head``, and still writes GPT-NeoX's as ``embed_out``."""
-    head = model.get_output_embeddings().weight
-    return next(str(name) for name, tensor in model.state_dict(keep_vars=True).items() if tensor is head)
+def model_class(family: str) -> tuple[Any, Any]:
+    """transformers' class of a family's models and that of their configurations.
+
+    It is the one that transformers itself has under the architecture's name, and where it has none, the one by which it
+    runs the family's model type: InternLM 3 by Llama's.
+
+    Raises:
+        OnnxGptError: ``reference-missing``.
+    """
+    transformers = _import("transformers")
+    own = getattr(transformers, families()[family].ARCHITECTURES[0], None)
+    if own is not None:
+        return own, own.config_class
+    if family not in transformers.CONFIG_MAPPING:
+        raise OnnxGptError(
+            "reference-missing",
+            f"{_version('transformers')} does not know the model type {family}",
+            "pip install --upgrade transformers",
+            exit=Exit.ENVIRONMENT,
+        )
+    config_class = transformers.CONFIG_MAPPING[family]
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config_class], config_class
 
 
-def _load(model: Any, weights: Mapping[str, Weight], torch: ModuleType) -> Iterator[str]:
+def named_tensors(checkpoint: Checkpoint, model: Any) -> dict[str, Any]:
+    """The tensors of transformers' model of a checkpoint, by the names that its family has for them.
+
+    transformers 5 came to call every head ``lm_head``, and still writes GPT-NeoX's as ``embed_out``. Where the model is
+    another family's, the names are those of the same roles.
+    """
+    decoder, own = describe(checkpoint), type(model).__name__
+    tensors: dict[str, Any] = model.state_dict(keep_vars=True)
+    names: dict[str, str] = {}
+    if own != family_of(checkpoint).ARCHITECTURES[0]:
+        config = model.config.to_dict() | {"architectures": [own], "model_type": ""}
+        theirs = dict(describe(Checkpoint(checkpoint.uri, config, {})).parts())
+        names = {theirs[role].name: part.name for role, part in decoder.parts()}
+    if not decoder.tied:
+        head = model.get_output_embeddings().weight
+        names |= {name: decoder.head.weight.name for name, tensor in tensors.items() if tensor is head}
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _load(tensors: Mapping[str, Any], weights: Mapping[str, Weight], torch: ModuleType) -> Iterator[str]:
     """Fill the model's tensors; yields what is missing, mis-shaped or at odds with a tensor it is tied to."""
     filled: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in tensors.items():
         weight, twin = weights.get(name), filled.get(tensor.data_ptr())
         if weight is None:
             if twin is None:
@@ -255,20 +292,22 @@ def _load(model: Any, weights: Mapping[str, Weight], torch: ModuleType) -> Itera
         if weight.shape != tuple(tensor.shape):
             yield f"shape: {name} is {list(weight.shape)}, transformers' is {list(tensor.shape)}"
             continue
+        held = tensor if tensor.shape else tensor[None]
         for start, stop in weight.pieces():
             rows = torch.from_numpy(weight.rows(start, stop))
             if twin is None:
-                tensor[start:stop].copy_(rows)
-            elif not torch.equal(tensor[start:stop], rows):
+                held[start:stop].copy_(rows)
+            elif not torch.equal(held[start:stop], rows):
                 yield f"tied: {name} differs from {twin}, and the configuration says that they are one"
                 break
         filled.setdefault(tensor.data_ptr(), name)
 
 
-def _unused(model: Any, weights: Mapping[str, Weight], ignored: tuple[str, ...]) -> Iterator[str]:
-    known = model.state_dict().keys()
+def _unused(
+    tensors: Mapping[str, Any], weights: Mapping[str, Weight], ignored: tuple[str, ...]
+) -> Iterator[str]:
     for name, weight in weights.items():
-        if name not in known and not any(re.fullmatch(pattern, name) for pattern in ignored):
+        if name not in tensors and not any(re.fullmatch(pattern, name) for pattern in ignored):
             yield f"unused: {name} {list(weight.shape)}"
 
 

@@ -30,14 +30,15 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "vocab": ("vocab_size",),
 }
 """Keys of ``config.json`` by what they say. GPT-2's ``n_head``, GPT-Neo's ``num_heads`` and MPT's ``n_heads`` are not
-among them: with each the size of a head would change. BLOOM and MPT have none for the neurons, of which there are four
-for each channel."""
+among them: with each the size of a head would change. BLOOM, MPT and GPT-NeoX Japanese have none for the neurons, of
+which there are so many for each channel."""
 
 
 def key_of(checkpoint: Checkpoint, size: str) -> str | None:
     """The key by which a checkpoint's family says a size, a key of `SPELLINGS`; None where it has none."""
     known = family_of(checkpoint).Config.model_fields
-    return next((key for key in SPELLINGS[size] if key in known), None)
+    said = [key for key in SPELLINGS[size] if key in known and known[key].annotation is not type(None)]
+    return said[0] if said else None
 
 
 def resized_config(
@@ -62,7 +63,7 @@ def resized_config(
     """
     before = describe(checkpoint)
     layers = [before.layers[i] for i in (range(len(before.layers)) if kept is None else kept)]
-    config = variants.ordinary_config(checkpoint.config)
+    config = family_of(checkpoint).Config.respelled(variants.ordinary_config(checkpoint.config))
     config[_required(checkpoint, "layers")] = len(layers)
     config[_required(checkpoint, "vocab")] = vocab or before.vocab_size
     if len(layers) < len(before.layers):
@@ -123,9 +124,11 @@ def _with_hidden(
     """The configuration with another width, and with the heads that all layers have, of the size that they had."""
     known, before = family_of(checkpoint).Config.model_fields, describe(checkpoint)
     values = {"hidden": hidden, "heads": size.heads, "kv_heads": size.kv_heads}
+    values["fold"] = -(-size.ffn // hidden)
     if not derives_head_size(checkpoint):
         values["head_dim"] = before.layers[0].attention.head_dim
     spelled = {**SPELLINGS, "heads": (*SPELLINGS["heads"], "n_head", "num_heads", "n_heads")}
+    spelled["fold"] = ("intermediate_multiple_size",)  # GPT-NeoX Japanese: neurons for each channel
     said = config | {
         key: value
         for what, value in values.items()
@@ -180,5 +183,6 @@ def _require_same(layers: Sequence[Layer], described: Decoder) -> None:
 
 def _nature(layer: Layer) -> tuple[object, ...]:
     attention, ffn = layer.attention, layer.ffn
-    own = (attention.scale, attention.window, attention.softcap, attention.head_dim)
+    # GPT-NeoX Japanese has one bias, in its last layer.
+    own = (attention.scale, attention.window, attention.softcap, attention.head_dim, attention.o.bias is None)
     return (*own, attention.rope, attention.alibi, ffn.activation, ffn.gate is None, layer.parallel)

@@ -19,19 +19,43 @@ DEFAULT_THETA = 10_000.0
 def rope_of(config: HeadsConfig, *, theta: float = DEFAULT_THETA, partial: float | None = None) -> Rope:
     """Rotary positions as a configuration states them.
 
-    transformers 5 keeps everything in ``rope_parameters``; transformers 4 has ``rope_theta`` and
-    ``rope_scaling``.
-
     Args:
         theta: base of the frequencies where the configuration names none.
         partial: share of a head's channels that rotate, unless ``rope_parameters`` says otherwise. None for
             families that always rotate all of them: there a ``partial_rotary_factor`` other than 1 is
             refused.
     """
-    parameters = (config.rope_scaling or {}) | (config.rope_parameters or {})
-    stated = parameters.pop("rope_theta", config.rope_theta)
-    base = theta if stated is None else stated
+    parameters = stated_parameters(config, theta)
+    base = parameters.pop("rope_theta")
     return rope(parameters, base, config.head_size, config.max_position_embeddings, partial=partial)
+
+
+def stated_parameters(
+    config: HeadsConfig, theta: float = DEFAULT_THETA, default: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a configuration says of rotary positions, with the ``rope_theta``.
+
+    transformers 5 keeps everything in ``rope_parameters``; transformers 4 has ``rope_theta`` and
+    ``rope_scaling``.
+
+    Args:
+        theta: base of the frequencies where the configuration names none.
+        default: what holds where it says nothing, of families for which transformers has more than a base.
+
+    Raises:
+        OnnxGptError: ``config-invalid`` where it says a base alone, and the default another one.
+    """
+    parameters = dict(config.rope_scaling or config.rope_parameters or {})
+    if not parameters and default is not None:
+        if config.rope_theta not in (None, default["rope_theta"]):
+            raise invalid(
+                "rotary positions are misconfigured",
+                f"rope_theta {config.rope_theta} without rope_parameters",
+            )
+        return dict(default)
+    if parameters.get("rope_theta") is None:
+        parameters["rope_theta"] = theta if config.rope_theta is None else config.rope_theta
+    return parameters
 
 
 def ropes_by_type(config: HeadsConfig, thetas: Mapping[LayerType, float | None]) -> dict[LayerType, Rope]:
@@ -88,7 +112,7 @@ def rope(
             f"use a model with {', '.join(_SCALINGS)} rotary scaling",
         )
     rotated = _rotated(head_dim, rest.pop("partial_rotary_factor", None), partial)
-    base = _frequencies(_positive("rope_theta", theta), rotated)
+    base = _frequencies(positive("rope_theta", theta), rotated)
     frequencies, factor = scaling(base, theta, rest, context_length)
     if rest:
         raise unsupported(
@@ -139,6 +163,12 @@ def _default(base: np.ndarray, theta: float, rest: dict[str, Any], context_lengt
 def _linear(base: np.ndarray, theta: float, rest: dict[str, Any], context_length: int) -> Scaled:
     """Position interpolation (Chen et al. 2023): positions divided are frequencies divided."""
     return base / np.float32(_number(rest, "factor")), 1.0
+
+
+def _dynamic(base: np.ndarray, theta: float, rest: dict[str, Any], context_length: int) -> Scaled:
+    """Dynamic NTK scaling (emozilla 2023): other frequencies in texts beyond the context, which no graph runs."""
+    _number(rest, "factor")
+    return base, 1.0
 
 
 def _llama3(base: np.ndarray, theta: float, rest: dict[str, Any], context_length: int) -> Scaled:
@@ -201,15 +231,20 @@ def _attention_factor(factor: float, rest: dict[str, Any]) -> float:
 
 
 def _number(rest: dict[str, Any], key: str, default: float | None = None) -> float:
-    return _positive(key, rest.pop(key, default))
+    return positive(key, rest.pop(key, default))
 
 
 def _optional(rest: dict[str, Any], key: str) -> float | None:
     value = rest.pop(key, None)
-    return None if value is None else _positive(key, value)
+    return None if value is None else positive(key, value)
 
 
-def _positive(key: str, value: Any) -> float:
+def positive(key: str, value: Any) -> float:
+    """A number of a rotary configuration.
+
+    Raises:
+        OnnxGptError: ``config-invalid`` where it is none, or not above 0.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise invalid("rotary positions are misconfigured", f"{key} is {value!r}, not a positive number")
     return float(value)
@@ -217,6 +252,7 @@ def _positive(key: str, value: Any) -> float:
 
 _SCALINGS: Mapping[str, Callable[[np.ndarray, float, dict[str, Any], int], Scaled]] = {
     "default": _default,
+    "dynamic": _dynamic,
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

@@ -33,7 +33,7 @@ class Weight(abc.ABC):
 
     @abc.abstractmethod
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``[start, stop)`` as float32, shape ``[stop − start, *shape[1:]]``."""
+        """Rows ``[start, stop)`` as float32, shape ``[stop − start, *shape[1:]]``; a scalar is one row, ``[1]``."""
 
     def columns(self, start: int, stop: int) -> np.ndarray:
         """Columns ``[start, stop)`` of a matrix as float32, shape ``[rows, stop − start]``."""
@@ -44,7 +44,7 @@ class Weight(abc.ABC):
 
     def read(self) -> np.ndarray:
         """The whole tensor as float32."""
-        return self.rows(0, self.shape[0])
+        return self.rows(0, self.shape[0]) if self.shape else self.rows(0, 1).reshape(())
 
     @property
     def format(self) -> BlockFormat | None:
@@ -59,8 +59,9 @@ class Weight(abc.ABC):
         """Row ranges that cover the tensor, each at most ``nbytes`` of float32 (or one row)."""
         row = 4 * int(np.prod(self.shape[1:], dtype=np.int64))
         step = max(1, nbytes // max(row, 1))
-        for start in range(0, self.shape[0], step):
-            yield start, min(start + step, self.shape[0])
+        count = self.shape[0] if self.shape else 1
+        for start in range(0, count, step):
+            yield start, min(start + step, count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class Array(Weight):
         return self.array.shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(self.array[start:stop], dtype=np.float32)
+        return np.ascontiguousarray(np.atleast_1d(self.array)[start:stop], dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

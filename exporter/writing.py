@@ -25,7 +25,7 @@ from exporter.families import describe
 from exporter.match import matched
 from exporter.stored_weights import STORED_DTYPES, NotFloat, Stored
 from exporter.weight_expressions import Rows, Stack, plus, times, transposed
-from exporter.weights import Weight, Zeros
+from exporter.weights import Array, Weight, Zeros
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
@@ -57,7 +57,8 @@ def stored_weights(decoder: Decoder, weights: Mapping[str, Weight]) -> dict[str,
     shares: dict[str, list[tuple[Part, Weight]]] = {}
     for role, part in parts.items():
         shares.setdefault(part.name, []).append((part, weights[role]))
-    return {name: _stored(share) for name, share in shares.items()}
+    constants = {name: Array(np.array(value, np.float32)) for name, value in decoder.constants}
+    return {name: _stored(share) for name, share in shares.items()} | constants
 
 
 def _stored(share: list[tuple[Part, Weight]]) -> Weight:

@@ -79,10 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exec("")
         status = 130
     except SystemExit as stopped:
-        if not received:
+        if received:
+            _say_stopped("terminated", stopped)
+            status = 128 + received[0]
+        elif isinstance(stopped.__context__, BrokenPipeError):  # what rich makes of it
+            status = 0
+        else:
             raise
-        _say_stopped("terminated", stopped)
-        status = 128 + received[0]
     except BrokenPipeError:  # the reader of our stdout has gone; that is its right
         status = 0
     except Exception:  # the last resort: a bug of ours, said to be one
@@ -97,8 +100,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(128 + received[0] if received else status)
 
 
+class _Talk(io.TextIOWrapper):
+    """Standard error on a disk that may be full: what cannot be said there ends no job, and changes no status."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
 def _prepare_streams() -> None:
     """Both streams take any text, in UTF-8 whatever the locale is; what a shell has closed leads nowhere."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 (until the end)
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
+        sys.stderr = _Talk(sys.stderr.buffer, line_buffering=True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (until the end)

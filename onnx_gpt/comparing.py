@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.checkpoint import Checkpoint, GraphSource
-from exporter.errors import Exit, OnnxGptError, unsupported
+from exporter.errors import Exit, OnnxGptError, rejected, unsupported
 from exporter.onnx_format.reader import read_file
 from exporter.writing import dtype_of, nbytes
 from graph_passes import ORT_PIPELINE, run_pipeline
@@ -32,7 +32,7 @@ from onnx_gpt.optimizing.calibrating import runnable
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.metrics import Agreement
 from onnx_gpt.parity.sides import Side, open_side, require_same_vocabulary
-from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens
+from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens, require_some
 from onnx_gpt.planning.pareto import front
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.searching.kernel_times import step_seconds
@@ -117,6 +117,7 @@ def compare(
             "name another, or use validate",
             exit=Exit.USAGE,
         )
+    require_some(tokens)
     sides = [open_side(name) for name in names]
     found: list[Variant] = []
     with tempfile.TemporaryDirectory(prefix="onnx-gpt-compare-") as folder:
@@ -131,7 +132,7 @@ def compare(
                 vocab = vocab or own
                 require_same_vocabulary(own, vocab, (side.uri, names[0]))
                 windows = windows or _text(sides, vocab, tokens, text)
-                agreement = _measured(model, windows.windows, kept, progress)
+                agreement = _measured(model, side.uri, windows.windows, kept, progress)
                 decode = 1 / step_seconds(model.path, side.facts.context) if time else None
                 found.append(_variant(side, names, graph, agreement, decode))
     assert windows is not None
@@ -160,11 +161,17 @@ def _running(side: Side, folder: Path, progress: Progress) -> Iterator[tuple[Can
         )
 
 
-def _measured(model: Candidate, windows: np.ndarray, kept: Path, progress: Progress) -> Agreement:
+def _measured(model: Candidate, name: str, windows: np.ndarray, kept: Path, progress: Progress) -> Agreement:
     """A model's agreement with the first, whose logits are kept in a file a window."""
     agreement = Agreement()
     for i, window in enumerate(windows):
         logits = model.logits(window[None])[0, :-1]
+        if not np.isfinite(logits).all():
+            raise rejected(
+                "logits-not-finite",
+                f"{name} gives logits that are not finite",
+                "check it with `onnx-gpt ranges`",
+            )
         reference = kept / f"{i}.npy"
         if not reference.exists():
             np.save(reference, logits)

@@ -157,7 +157,13 @@ def _vocab_size(model: ir.Model) -> int:
 
 
 def logits_of(graph: ir.Graph) -> ir.Value:
-    """The output that holds the logits: the one called so, or the first."""
+    """The output that holds the logits: the one called so, or the first.
+
+    Raises:
+        OnnxGptError: ``interface-unknown`` (exit 3) for a graph that gives nothing.
+    """
+    if not graph.outputs:
+        raise interface_unknown("it has no output")
     return next((value for value in graph.outputs if value.name == "logits"), graph.outputs[0])
 
 

@@ -25,11 +25,14 @@ from onnx_gpt.bundle.targets import ModelFile, chosen
 from onnx_gpt.parity.limits import gate_of
 from onnx_gpt.parity.text import require_some
 from onnx_gpt.report import Limits
+from onnx_gpt.unread import Read, require_read
 
 OWN_TEXT = "Python's own documentation: better give text of your own"
 HELD_OUT_TEXT = "held-out part of Python's own documentation"
 """What is read where no text is given: to calibrate, prune or train on, and to evaluate on."""
 KV_CACHES = ("float", "int8")
+TOKENS = 2048
+"""Tokens that a bundle is evaluated on where the user names no number."""
 GPTQ_WINDOWS = 48
 """Windows of 512 tokens that codes are chosen on: several times as many tokens as a layer has inputs. More cost time
 and gain little (docs/experiments.md)."""
@@ -63,7 +66,7 @@ class Recipe:
         parity: Compare with the reference on text, or leave the report saying "not run".
         limits: The gate's thresholds; those of the scheme by default.
         text: UTF-8 file to evaluate on; held-out English of Python's own documentation by default.
-        tokens: Tokens to evaluate on, at least.
+        tokens: Tokens to evaluate on, at least; 2048 by default.
         kv_cache: int8: keys and values take a quarter of the memory, scaled by channel from calibration text.
         verify: Run what every pass takes away and what it puts there on the same data, and compare.
         calibration: Text that gptq chooses codes on and scales of activations are taken from: .txt, .jsonl, .parquet,
@@ -84,7 +87,7 @@ class Recipe:
     parity: bool = True
     limits: Limits | None = None
     text: Path | None = None
-    tokens: int = 2048
+    tokens: int | None = None
     kv_cache: str = _choice(*KV_CACHES)
     verify: bool = True
     calibration: Path | None = None
@@ -94,16 +97,9 @@ class Recipe:
     mixed: str = ""
 
     def __post_init__(self) -> None:
-        self._require_scheme()
-        models = self.models()
-        reads = any(self.of(model).calibrates for model in models) if models else self.calibrates
-        if (self.calibration is not None or self.calibration_windows is not None) and not reads:
-            raise OnnxGptError(
-                "scheme-invalid",
-                "calibration text is asked for, and nothing in this job reads it",
-                "use --quantize int4 or int8 with --method gptq, or drop --calibration and --calibration-windows",
-                exit=Exit.USAGE,
-            )
+        if self.quantize != "none":
+            self.scheme()
+        require_read(self, READS)
         if self.kv_cache not in KV_CACHES:
             raise OnnxGptError(
                 "scheme-invalid",
@@ -118,31 +114,10 @@ class Recipe:
                 "give a number above 0",
                 exit=Exit.USAGE,
             )
-        require_some(self.tokens)
+        if self.tokens is not None:
+            require_some(self.tokens)
         if self.passes is not None:
             parse(self.passes)  # raises where it is none
-
-    def _require_scheme(self) -> None:
-        """Raise where settings of weights do not fit each other, or no model takes them."""
-        models = self.models()
-        grid = (self.quantize if self.quantize != "none" else None, self.block_size, self.table_bits)
-        if models and all(model.weights is not None for model in models):
-            if any(setting is not None for setting in (*grid, self.mixed or None)):
-                raise OnnxGptError(
-                    "scheme-invalid",
-                    "a quantization is asked for, and every model of these targets has one of its own",
-                    f"name the models that you want: --target {self.targets[0].partition(':')[0]}:{models[0].name}",
-                    exit=Exit.USAGE,
-                )
-        elif any(setting is not None for setting in (*grid, self.method, self.mixed or None)):
-            if self.quantize == "none":
-                raise OnnxGptError(
-                    "scheme-invalid",
-                    "block_size, table_bits, method and mixed are about quantized weights, and nothing is quantized",
-                    "name a scheme, --quantize int8 say, or drop them",
-                    exit=Exit.USAGE,
-                )
-            self.scheme()
 
     def models(self) -> tuple[ModelFile, ...]:
         """Every model of the targets."""
@@ -239,6 +214,25 @@ class Recipe:
         """The key of `onnx_gpt.parity.limits.BUDGETS` that this job is judged by."""
         return gate_of(self.quantize, self.kv_cache, self.resolved_method)
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether any model has its weights as the job says, and not as its target does."""
+        models = self.models()
+        return not models or any(model.weights is None for model in models)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether a method chooses codes for any model."""
+        if self.takes_weights:
+            return self.quantize in (*CODED, *STATIC)
+        return any(self.of(model).quantize in CODED for model in self.models())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text is read for any model."""
+        models = self.models()
+        return any(self.of(model).calibrates for model in models) if models else self.calibrates
+
     def echo(self) -> dict[str, Any]:
         """Plain values, for people and for the report."""
         return {
@@ -271,7 +265,7 @@ class Recipe:
         return {
             "parity": given or "the limits of the scheme and the model's size",
             "text": str(self.text or HELD_OUT_TEXT),
-            "tokens": self.tokens,
+            "tokens": self.tokens or TOKENS,
         }
 
     def _grids(self) -> dict[str, Any]:
@@ -288,3 +282,33 @@ class Recipe:
             "table_bits": scheme.table.bits,
             **({"mixed": self.mixed} if self.mixed else {}),
         }
+
+
+READS = (
+    Read(("limits", "text", "tokens"), lambda recipe: recipe.parity, "parity is not run", "let it run"),
+    Read(
+        ("quantize", "block_size", "table_bits", "mixed"),
+        lambda recipe: recipe.takes_weights,
+        "every model of these targets has weights of its own",
+        "name the models that you want, --target web:q8 say",
+    ),
+    Read(
+        ("block_size", "table_bits", "mixed"),
+        lambda recipe: recipe.quantize != "none",
+        "nothing is quantized",
+        "name a scheme, --quantize int8 say",
+    ),
+    Read(
+        ("method",),
+        lambda recipe: recipe.has_codes,
+        "no codes are chosen",
+        "use --quantize int4, int8, q4f16 or w8a8",
+    ),
+    Read(
+        ("calibration", "calibration_windows"),
+        lambda recipe: recipe.reads_text,
+        "nothing in this job reads calibration text",
+        "use --quantize int4 or int8 with --method gptq",
+    ),
+)
+"""What reads those settings of a job that not every job reads."""

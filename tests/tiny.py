@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from exporter.checkpoint import Checkpoint
 from exporter.families import describe, families
+from exporter.reference import model_class, named_tensors
 from exporter.weights import Array
 
 SMALL: Mapping[str, Any] = {
@@ -32,6 +32,7 @@ SMALL: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "n_head": 4,
     "num_heads": 4,
+    "attention_heads": 4,
     "n_layers": 2,
     "n_heads": 4,
     "d_model": 64,
@@ -80,7 +81,10 @@ DERIVED: Mapping[str, frozenset[str]] = {
 }
 """Keys that transformers writes and does not read."""
 
-LACKING: Mapping[str, frozenset[str]] = {"helium": frozenset(["wide_heads"])}
+LACKING: Mapping[str, frozenset[str]] = {
+    "helium": frozenset(["wide_heads"]),
+    "internlm3": frozenset(["biases"]),
+}
 """Variants in `GENERIC` that transformers' own model fails in."""
 
 LLAMA3 = {
@@ -92,6 +96,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 6.0}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 5000.0,
@@ -100,6 +105,9 @@ YARN = {
     "beta_slow": 0.5,
     "original_max_position_embeddings": 32,
 }
+
+SCALARS: Mapping[str, float] = {"beta": 0.5, "eps": -1e-6}
+"""Tensors without dims, by the ends of their names: Apertus', which are the same in all files."""
 
 SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "gpt2": {
@@ -221,6 +229,45 @@ SPECIAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "rope_parameters": {"full_attention": YARN | {"attention_factor": 1.3}},
         }
     },
+    "apertus": {"linear_rotary": {"rope_parameters": LINEAR}},
+    "xglm": {
+        "unscaled": {"scale_embedding": False},
+        "padded": {"pad_token_id": 0, "activation_function": "relu"},
+    },
+    "nanochat": {
+        "uncapped": {"final_logit_softcapping": None, "hidden_act": "gelu"},
+        "capped": {"final_logit_softcapping": 1.0},
+        "yarn": {"rope_parameters": YARN},
+    },
+    "hunyuan_v1_dense": {
+        "alpha": {"rope_parameters": DYNAMIC | {"alpha": 50.0, "mscale": 1.0, "mscale_all_dim": 0.0}},
+        "yarn": {"rope_parameters": YARN},
+    },
+    "internlm3": {
+        "all_biases": {"mlp_bias": True, "attention_bias": True},
+        "dynamic_rotary": {"rope_parameters": DYNAMIC},
+    },
+    "exaone": {
+        "ffn_biases": {"mlp_bias": True, "attention_bias": True},
+        "llama3_rotary": {"rope_parameters": LLAMA3},
+    },
+    "cwm": {
+        "layer_types": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+        "all_full": {"layer_types": ["full_attention"] * 2, "mlp_bias": True, "rope_parameters": LLAMA3},
+    },
+    "iquestcoder": {"ffn_biases": {"mlp_bias": True, "attention_bias": True}},
+    "ministral3": {
+        "unscaled": {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.0}},
+        "short": {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.5}},
+    },
+    "gpt_neox_japanese": {
+        "half_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        "narrow": {"intermediate_multiple_size": 2, "hidden_act": "relu"},
+    },
+    "persimmon": {
+        "no_head_norms": {"qk_layernorm": False, "hidden_act": "gelu"},
+        "linear_rotary": {"rope_parameters": LINEAR | {"partial_rotary_factor": 1.0}},
+    },
     "phi3": {"partial_rotary": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}},
 }
 
@@ -236,7 +283,7 @@ def variants() -> Iterator[tuple[str, str]]:
 
 
 def config_class(family: str) -> Any:
-    return getattr(transformers, families()[family].ARCHITECTURES[0]).config_class
+    return model_class(family)[1]
 
 
 def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any) -> Checkpoint:
@@ -259,12 +306,10 @@ def tiny(family: str, seed: int = 0, variant: str = "default", **overrides: Any)
     config = kind(**given | special | overrides)
     architecture = families()[family].ARCHITECTURES[0]
     with torch.device("meta"):
-        model = getattr(transformers, architecture)(config)
+        model = model_class(family)[0](config)
     checkpoint = Checkpoint(f"tiny:{family}", config.to_dict() | {"architectures": [architecture]}, {})
-    names = {
-        id(model.get_output_embeddings().weight): describe(checkpoint).head.weight.name
-    }  # as files have it
-    tensors = model.state_dict(keep_vars=True)
+    names: dict[int, str] = {}
+    tensors = named_tensors(checkpoint, model)
     unique = {names.setdefault(id(tensor), name): tuple(tensor.shape) for name, tensor in tensors.items()}
     rng = np.random.default_rng(seed)
     weights = {name: Array(_draw(name, shape, rng)) for name, shape in unique.items()}
@@ -278,6 +323,8 @@ def loses_heads(family: str) -> bool:
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Gains away from 1 and biases away from 0, so that one left out shows; matrices that keep a norm."""
+    if not shape:
+        return np.array(SCALARS[name.rpartition(".")[2]], np.float32)
     if len(shape) == 1:
         drawn = 0.5 * rng.standard_normal(shape) if name.endswith("bias") else rng.uniform(0.5, 1.5, shape)
     else:

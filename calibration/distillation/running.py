@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exporter import alibi
-from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope
+from exporter import alibi, sinusoids
+from exporter.decoder import Attention, Decoder, FeedForward, Layer, Linear, Norm, Rope, Sinusoids
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """float32 tensors by role (``layers.3.ffn.down.weight``), each in the shape that its part states."""
@@ -52,7 +52,9 @@ def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 def residual(decoder: Decoder, weights: Weights, tokens: Tensor) -> Tensor:
     """The residual stream behind the last layer, ``[B, S, E]``, of tokens int64 ``[B, S]``."""
     x = weights["embedding.weight"][tokens] * decoder.embedding_scale
-    if decoder.positions is not None:
+    if isinstance(decoder.positions, Sinusoids):
+        x = x + torch.from_numpy(sinusoids.table(decoder.positions, *x.shape[1:])).to(x.device)
+    elif decoder.positions is not None:
         x = x + weights["positions.weight"][: tokens.shape[1]]
     x = _norm(weights, "embedding_norm", decoder.embedding_norm, x)
     for i, layer in enumerate(decoder.layers):
@@ -90,11 +92,13 @@ def _attention(weights: Weights, role: str, attention: Attention, x: Tensor) -> 
     def heads(name: str, linear: Linear, count: int, norm: Norm | None, rope: Rope | None) -> Tensor:
         """``[B, count, S, D]``."""
         y = _linear(weights, f"{role}.{name}", linear, x)
+        if rope is not None and attention.rotates_first:
+            y = _rotated(y.unflatten(-1, (count, -1)).transpose(1, 2), rope).transpose(1, 2).flatten(2)
         if norm is not None and norm.fits(attention.head_dim):
             y = y.unflatten(-1, (count, attention.head_dim))
         y = _norm(weights, f"{role}.{name}_norm", norm, y)
         y = y.reshape(*x.shape[:2], count, attention.head_dim).transpose(1, 2)
-        return y if rope is None else _rotated(y, rope)
+        return y if rope is None or attention.rotates_first else _rotated(y, rope)
 
     q = heads("q", attention.q, attention.heads, attention.q_norm, attention.rope)
     k = heads("k", attention.k, attention.kv_heads, attention.k_norm, attention.rope)
@@ -138,13 +142,18 @@ def _rotated(x: Tensor, rope: Rope) -> Tensor:
 def _feed_forward(weights: Weights, role: str, ffn: FeedForward, x: Tensor) -> Tensor:
     hidden = _linear(weights, f"{role}.up", ffn.up, x)
     if ffn.gate is None:
-        hidden = _activation(ffn.activation, hidden)
+        hidden = _activation(weights, role, ffn, hidden)
     else:
-        hidden = _activation(ffn.activation, _linear(weights, f"{role}.gate", ffn.gate, x)) * hidden
+        hidden = _activation(weights, role, ffn, _linear(weights, f"{role}.gate", ffn.gate, x)) * hidden
     return _linear(weights, f"{role}.down", ffn.down, hidden)
 
 
-def _activation(kind: str, x: Tensor) -> Tensor:
+def _activation(weights: Weights, role: str, ffn: FeedForward, x: Tensor) -> Tensor:
+    kind = ffn.activation
+    if kind == "xielu" and ffn.xielu is not None:
+        a, b = (F.softplus(weights[f"{role}.xielu.{name}"]) for name in ("positive", "negative"))
+        beta = ffn.xielu.beta
+        return a * F.relu(x).square() + (b + beta) * (F.elu(x) - x) + beta * x
     if kind == "silu":
         return F.silu(x)
     if kind == "relu":

@@ -56,8 +56,11 @@ def ffn_sizes(
     """
     layers = model.decoder.layers
     whole = [layer.ffn.up.weight.shape[0] for layer in layers]
-    units = [size // multiple for size in whole]
-    uniform = [max(1, round(share * count)) for count in units]
+    limits = [(size - 1) // multiple for size in whole]
+    uniform = [
+        min(limit, max(1, round(share * (size // multiple))))
+        for size, limit in zip(whole, limits, strict=True)
+    ]
     search = _Search(model, chain, runner, folder, multiple)
     folder.mkdir()
     stream = Stream(tokens, folder)
@@ -66,7 +69,7 @@ def ffn_sizes(
         for i in range(len(layers)):
             advance(i, len(layers), f"layers.{i}.ffn")
             moments = _own_moments(model, i, runner, stream)
-            most = min(units[i] - 1, max(uniform[i], round(MOST * share * units[i])))
+            most = min(limits[i], max(uniform[i], round(MOST * share * (whole[i] // multiple))))
             search.measure(i, moments, uniform[i], most)
         found = allocate(search.curves, sum(uniform))
         advance(len(layers), len(layers), "both splits")
@@ -126,10 +129,7 @@ def _own_moments(model: Described, i: int, runner: Runner, stream: Stream) -> Se
 def shares(model: Described, chain: Chain, runner: Runner, share: float, advance: Advance) -> list[Sparsity]:
     """The share of zeros of each layer, within `BAND` of the whole model's, whose mean over all weights it is."""
     layers = range(len(model.decoder.layers))
-    steps = round(BAND / STEP)
-    lowest = max(STEP, share - BAND)
-    grid = [lowest + STEP * n for n in range(2 * steps + 1) if lowest + STEP * n < 1 - STEP / 2]
-    middle = round((share - lowest) / STEP)
+    grid, middle = grid_of(share)
     curves = []
     with single_threaded_blas():
         for i in layers:
@@ -138,6 +138,14 @@ def shares(model: Described, chain: Chain, runner: Runner, share: float, advance
             curves.append(chain.damage({i: runner.layer(probe, i)}) * errors / max(errors[middle], 1e-30))
     levels = allocate(curves, middle * len(layers))
     return [Sparsity(round(grid[level], 6)) for level in levels]
+
+
+def grid_of(share: float) -> tuple[list[float], int]:
+    """Shares, `STEP` apart and none of them 0 or 1, that a layer may have, and which of them is the wanted one."""
+    steps = round(BAND / STEP)
+    middle = max(0, min(steps, int(share / STEP + 1e-6) - 1))
+    lowest, largest = share - STEP * middle, max(share, 1 - STEP / 2) + 1e-9
+    return [lowest + STEP * n for n in range(2 * steps + 1) if lowest + STEP * n < largest], middle
 
 
 def _one_shot(

@@ -22,7 +22,7 @@ import numpy as np
 
 from calibration.transforms.expressions import Diagonal, MatrixTimes, TimesDiagonal, TimesMatrix, TimesVector
 from calibration.transforms.orthogonal import keeping_ones, spreading
-from exporter.decoder import Decoder, FeedForward, Layer, Linear, Norm, Part
+from exporter.decoder import Decoder, FeedForward, Layer, Linear, Norm, Part, Sinusoids
 from exporter.weights import Array, Weight, Zeros
 
 Weights = Mapping[str, Weight]
@@ -32,8 +32,8 @@ NormOrNone = TypeVar("NormOrNone", Norm, Norm | None)
 def rotated(decoder: Decoder, weights: Weights, seed: int = 0) -> tuple[Decoder, dict[str, Weight]]:
     """A decoder of the same function, and its weights by role; nothing is read.
 
-    Where norms stand behind blocks (Gemma 3) or the embedding (BLOOM), the residual stream is written by them and
-    cannot be turned: gains are folded and values rotated all the same.
+    Where norms stand behind blocks (Gemma 3) or the embedding (BLOOM), or sines are added (XGLM), the residual stream
+    is written by them and cannot be turned: gains are folded and values rotated all the same.
 
     Args:
         weights: by role, as `exporter.match.match_weights` gives them.
@@ -51,6 +51,7 @@ class _Rotation:
         behind = decoder.embedding_norm is not None or any(
             layer.attention_post_norm or layer.ffn_post_norm for layer in decoder.layers
         )
+        behind = behind or isinstance(decoder.positions, Sinusoids)
         make = keeping_ones if _kinds(decoder) == {"layer"} else spreading
         turns = not behind and len(_kinds(decoder)) == 1
         self.matrix = make(decoder.hidden_size, seed) if turns else None

@@ -1,8 +1,8 @@
 """Model families. A family is a file here, found because it exists.
 
-It offers ``ARCHITECTURES`` (Hugging Face class names), ``Config`` (a `FamilyConfig`), ``describe(config) →
-Decoder`` and, where checkpoints carry tensors that hold nothing learned, ``IGNORED`` (regular expressions of
-their names).
+It offers ``ARCHITECTURES`` (Hugging Face class names, its own first), ``Config`` (a `FamilyConfig`),
+``describe(config) → Decoder`` and, where checkpoints carry tensors that hold nothing learned, ``IGNORED`` (regular
+expressions of their names).
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ def families() -> Mapping[str, Family]:
 def family_of(checkpoint: Checkpoint) -> Family:
     """The family that a checkpoint's ``architectures`` names.
 
+    Of several that have one name, because transformers runs and saves them as one class, it is the one whose file is
+    called as the ``model_type``, and else the one that has it as its own: as the first.
+
     Raises:
         OnnxGptError: ``architecture-unknown`` (exit 3).
     """
-    for family in families().values():
-        if checkpoint.architecture in family.ARCHITECTURES:
-            return family
-    known = sorted(name for family in families().values() for name in family.ARCHITECTURES)
     asked = checkpoint.architecture
+    named = {name: family for name, family in families().items() if asked in family.ARCHITECTURES}
+    if named:
+        kind = variants.ordinary_config(checkpoint.config).get("model_type")
+        own = min(named, key=lambda name: named[name].ARCHITECTURES.index(asked))
+        return named[kind if kind in named else own]
+    known = sorted({name for family in families().values() for name in family.ARCHITECTURES})
     raise unsupported(
         "architecture-unknown",
         f"no family describes the architecture {asked!r}" if asked else "config.json names no architecture",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from exporter.config import Epsilon, HeadsConfig
 from exporter.decoder import Activation, Attention, Decoder, FeedForward, Layer, Linear, Norm, Part, Rope
@@ -200,6 +200,30 @@ def gated_decoder(family: str, config: BlocksConfig, layers: Sequence[Layer]) ->
         norm=config.norm("model.norm", config.hidden_size),
         head=head(embedding, tied=config.tie_word_embeddings),
     )
+
+
+def renamed(decoder: Decoder, names: Mapping[str, str]) -> Decoder:
+    """The same with other names of its tensors.
+
+    Args:
+        names: what stands in a name, and what stands there then.
+    """
+
+    def change(node: Any) -> Any:
+        if isinstance(node, tuple):
+            return tuple(map(change, node))
+        if isinstance(node, Part):
+            name = node.name
+            for one, other in names.items():
+                name = name.replace(one, other)
+            return dataclasses.replace(node, name=name)
+        if not dataclasses.is_dataclass(node) or isinstance(node, type):
+            return node
+        fields = {field.name: change(getattr(node, field.name)) for field in dataclasses.fields(node)}
+        return dataclasses.replace(node, **fields)
+
+    changed: Decoder = change(decoder)
+    return changed
 
 
 def scaled_logits(decoder: Decoder, times: float) -> Decoder:

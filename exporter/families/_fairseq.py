@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Protocol, Self
 
 import pydantic
 
@@ -35,9 +35,24 @@ class FairseqConfig(FamilyConfig):
         return self
 
 
+class Sizes(Protocol):
+    """What a decoder is made of, whatever a family calls it."""
+
+    vocab_size: int
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+
+
 def fairseq_decoder(
     family: str,
-    config: FairseqConfig,
+    config: Sizes,
     *,
     inner: int,
     activation: Activation,

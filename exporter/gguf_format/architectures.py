@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from exporter.gguf_format import configurations, gpt_configurations
 from exporter.gguf_format.dims import Config
 from exporter.gguf_format.keys import Keys
 from exporter.gguf_format.reader import Header
 from exporter.gguf_format.undoing import Undo, by_group, by_head, pairs_apart, turned, without_one
+from exporter.gguf_format.xielu import xielu
+from exporter.weights import Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Architecture:
         config: gives the keys of ``config.json`` that are the architecture's own.
         undo: what gives a tensor's Hugging Face value, by name as in `tensors`, or with its ``.weight`` where a bias is
             as it was.
+        from_keys: tensors of Hugging Face's that the file has among its keys, out of its header and the configuration.
     """
 
     class_name: str
@@ -35,6 +39,7 @@ class Architecture:
     tensors: tuple[str, ...]
     config: Callable[[Keys], Config]
     undo: Mapping[str, Undo] = dataclasses.field(default_factory=dict)
+    from_keys: Callable[[Header, Mapping[str, Any]], Mapping[str, Weight]] = lambda header, config: {}
 
 
 _LAYER = "model.layers.{}"
@@ -65,6 +70,11 @@ _FALCON = (
     *(f"{_BLOCK}.mlp.{name}" for name in ("dense_h_to_4h", "dense_4h_to_h")),
 )
 _MPT = "transformer.blocks.{}"
+_EXAONE = (
+    *("transformer.wte", "transformer.ln_f", "lm_head", f"{_BLOCK}.ln_1", f"{_BLOCK}.ln_2"),
+    *(f"{_BLOCK}.attn.attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
+    *(f"{_BLOCK}.mlp.{name}" for name in ("c_fc_0", "c_fc_1", "c_proj")),
+)
 _COHERE = (*_OUTSIDE[:2], f"{_LAYER}.input_layernorm", *_ATTENTION, *_GATED)
 _LLAMA = (*_OUTSIDE, *_NORMS, *_ATTENTION, *_GATED)
 _PAIRS_APART: Mapping[str, Undo] = {
@@ -107,6 +117,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
         configurations.glm,
     ),
+    "exaone": Architecture("ExaoneForCausalLM", "exaone", _EXAONE, configurations.llama),
     "exaone4": Architecture(
         "Exaone4ForCausalLM",
         "exaone4",
@@ -143,9 +154,31 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         configurations.arcee,
         _PAIRS_APART,
     ),
+    "apertus": Architecture(
+        "ApertusForCausalLM",
+        "apertus",
+        (
+            *_OUTSIDE,
+            *(f"{_LAYER}.{block}_layernorm" for block in ("attention", "feedforward")),
+            *_HEAD_NORMS,
+            *_ATTENTION,
+            *_GATED[1:],
+        ),
+        configurations.apertus,
+        from_keys=xielu,
+    ),
     "smollm3": Architecture("SmolLM3ForCausalLM", "smollm3", _LLAMA, configurations.smollm3, _PAIRS_APART),
     "seed_oss": Architecture("SeedOssForCausalLM", "seed_oss", _LLAMA, configurations.seed_oss),
     "ernie4_5": Architecture("Ernie4_5ForCausalLM", "ernie4_5", _LLAMA, configurations.ernie4_5),
+    "hunyuan-dense": Architecture(
+        "HunYuanDenseV1ForCausalLM",
+        "hunyuan_v1_dense",
+        (*_LLAMA, *(f"{_LAYER}.self_attn.{name}_layernorm" for name in ("query", "key"))),
+        configurations.hunyuan_dense,
+    ),
+    "mistral3": Architecture(
+        "Ministral3ForCausalLM", "ministral3", _LLAMA, configurations.ministral3, _PAIRS_APART
+    ),
     "command-r": Architecture("CohereForCausalLM", "cohere", _COHERE, configurations.command_r),
     "cohere2": Architecture("Cohere2ForCausalLM", "cohere2", _COHERE, configurations.cohere2),
     "chatglm": Architecture(
@@ -248,6 +281,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 OTHERWISE: Mapping[str, tuple[Callable[[Header], bool], Architecture]] = {
+    "mistral3": (
+        configurations.has_no_yarn,
+        Architecture("MistralForCausalLM", "mistral", _LLAMA, configurations.mistral, _PAIRS_APART),
+    ),
     "olmo2": (
         configurations.has_window,
         dataclasses.replace(

@@ -19,6 +19,10 @@ from exporter.gguf_format.dims import (
 )
 from exporter.gguf_format.keys import Keys
 from exporter.gguf_format.reader import Header
+from exporter.gguf_format.xielu import require_constants
+
+UNSCALED = {"rope_type": "default"}
+"""Said of families that Hugging Face scales where nothing is said."""
 
 
 def llama(keys: Keys) -> Config:
@@ -32,6 +36,16 @@ def arcee(keys: Keys) -> Config:
     return llama(keys) | {"hidden_act": "relu2"}
 
 
+def apertus(keys: Keys) -> Config:
+    require_constants(keys)
+    config = with_heads(keys, _gated(keys))
+    return config | {
+        "hidden_act": "xielu",
+        "attention_bias": has_qkv_bias(keys),
+        "rope_scaling": config["rope_scaling"] or UNSCALED,
+    }
+
+
 def smollm3(keys: Keys) -> Config:
     """Which layers have no positions is no key but a constant of llama.cpp."""
     return llama(keys) | {"no_rope_layer_interval": 4}
@@ -43,6 +57,35 @@ def seed_oss(keys: Keys) -> Config:
 
 def ernie4_5(keys: Keys) -> Config:
     return _gated_silu(keys) | {"use_bias": has_qkv_bias(keys)}
+
+
+def hunyuan_dense(keys: Keys) -> Config:
+    """What an ``alpha`` makes of the base of the frequencies is in the file's base."""
+    return _gated_silu(keys) | {"attention_bias": has_qkv_bias(keys)}
+
+
+def mistral(keys: Keys) -> Config:
+    return _gated_silu(keys) | {"sliding_window": None}
+
+
+def has_no_yarn(header: Header) -> bool:
+    """Whether a file of the architecture ``mistral3`` is no Ministral 3, but the text model of a Mistral Small 3."""
+    return header.metadata.get("mistral3.rope.scaling.type") != "yarn"
+
+
+def ministral3(keys: Keys) -> Config:
+    """Of YaRN's two ``mscale`` a file has the second; llama.cpp takes the first for 1."""
+    config = mistral(keys)
+    always = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    grows = keys.number("attention.temperature_scale", 0.0)
+    scaling = config["rope_scaling"] or UNSCALED
+    return config | {
+        "rope_scaling": {
+            **scaling,
+            **({"mscale": 1.0, "mscale_all_dim": always} if always else {}),
+            "llama_4_scaling_beta": grows,
+        }
+    }
 
 
 def qwen2(keys: Keys) -> Config:

@@ -96,7 +96,7 @@ def weights_of(header: Header, config: Mapping[str, Any]) -> dict[str, Weight]:
             if full_name in weights:
                 raise header.invalid(f"tensor {full_name!r} is there under both its names")
             weights[full_name] = weight
-    return weights
+    return weights | dict(architecture.from_keys(header, config))
 
 
 def _parted(

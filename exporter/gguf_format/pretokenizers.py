@@ -21,6 +21,12 @@ JAIS2 = LLAMA3.removesuffix(r"\s+(?!\S)|\s+") + "|".join(
 )
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",  # ideographs, hiragana, katakana
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -34,6 +40,7 @@ class Cut:
 
     Attributes:
         pattern: what a piece matches; None for GPT-2's pattern, which the tokenizers library has built in.
+        first: what is cut off before, one pattern after the other.
         digits: cut every digit off first.
         punctuation: cut runs of punctuation off first.
         triples: cut digits off last, by threes, among the stand-ins of bytes.
@@ -43,6 +50,7 @@ class Cut:
     """
 
     pattern: str | None = None
+    first: tuple[str, ...] = ()
     digits: bool = False
     punctuation: bool = False
     triples: bool = False
@@ -57,6 +65,7 @@ class Cut:
             steps.append({"type": "Punctuation", "behavior": "Contiguous"})
         if self.digits:
             steps.append({"type": "Digits", "individual_digits": True})
+        steps += [_split(pattern) for pattern in self.first]
         if self.pattern is not None:
             steps.append(_split(self.pattern))
         steps.append(byte_level(use_regex=self.pattern is None))
@@ -76,11 +85,13 @@ def byte_level(*, use_regex: bool = True) -> dict[str, Any]:
 
 CUTS: Mapping[str, Cut] = {
     "gpt-2": Cut(),
+    "exaone4": Cut(),
     "phi-2": Cut(),
     "olmo": Cut(normalize=True),  # GPT-NeoX's vocabulary, which Pythia has too
     "mpt": Cut(normalize=True),
     "smollm": Cut(digits=True),
     "starcoder": Cut(digits=True),
+    "exaone": Cut(digits=True),  # EXAONE 3 and 3.5
     "refact": Cut(digits=True),  # StarCoder's vocabulary, which Granite has too
     "command-r": Cut(digits=True, normalize=True),
     "falcon": Cut(punctuation=True, triples=True),
@@ -96,6 +107,8 @@ CUTS: Mapping[str, Cut] = {
     "seed-coder": Cut(SEED),
     "jais-2": Cut(JAIS2),
     "qwen2": Cut(QWEN2, normalize=True),
+    "hunyuan": Cut(QWEN2, normalize=True),
+    "hunyuan-dense": Cut(DEEPSEEK3[-1], first=DEEPSEEK3[:-1]),
 }
 
 UNNAMED: Mapping[str, str] = {

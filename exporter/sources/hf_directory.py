@@ -132,6 +132,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"architectures in {path!r} is not a list of class names",
             'write "architectures": ["LlamaForCausalLM"], or what the model is',
         )
+    if not isinstance(config.get("model_type"), str | None):
+        raise rejected(
+            "config-unreadable",
+            f"model_type in {path!r} is no text",
+            'write "model_type": "llama", or what the model is',
+        )
     return config
 
 

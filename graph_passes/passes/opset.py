@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from exporter.errors import Exit, OnnxGptError
 from graph_passes.matching import attribute, make, replace, role_of
 from graph_passes.outcome import Outcome
 
@@ -20,14 +21,22 @@ WIDENED = frozenset(
 )
 """Ops that opsets 22 and 23 changed in nothing but the types they admit."""
 
+OLDEST = 21
 RUNTIME_OWN = "SimplifiedLayerNormalization"
 
 
-def apply(model: ir.Model, version: int = 21) -> Outcome:
+def apply(model: ir.Model, version: int = OLDEST) -> Outcome:
     graph = model.graph
     current = graph.opset_imports[""]
-    if not 21 <= version < current:
-        return Outcome(0, (f"model: it is in opset {current}; {version} is not in 21 … {current - 1}",))
+    if not OLDEST <= version <= current:
+        raise OnnxGptError(
+            "pipeline-invalid",
+            f"opset{{version={version}}}: the graph is in opset {current}, and can be in {OLDEST} to {current}",
+            "name one of these",
+            exit=Exit.USAGE,
+        )
+    if version == current:
+        return Outcome(0)
     newer = [node for node in graph if not _means_the_same(node, version, current)]
     if newer:
         return Outcome(0, tuple(f"{role_of(n)}: {n.op_type} is newer than opset {version}" for n in newer))

@@ -59,12 +59,22 @@ def _split(linears: list[Linear], old: list[ir.Node], new: list[ir.Node]) -> str
 
 
 def _projection(value: ir.Value | None) -> ir.Value | None:
-    """What is under the rotation and the norm, over each head or over all; the value itself where there is neither."""
+    """What is under the rotation and the norm, over each head or over all, in whatever order; the value itself where
+    there is neither."""
+    return _under_rotation(_under_norm(_under_rotation(value)))
+
+
+def _under_rotation(value: ir.Value | None) -> ir.Value | None:
     rotation = producer(value, "RotaryEmbedding")
     if rotation is not None and is_private(rotation.outputs[0]):
-        value = rotation.inputs[0]
+        return rotation.inputs[0]
+    return value
+
+
+def _under_norm(value: ir.Value | None) -> ir.Value | None:
     merge = producer(value, "Reshape")
-    norm = producer(merge.inputs[0] if merge else value, "RMSNormalization")
+    normed = merge.inputs[0] if merge else value
+    norm = producer(normed, "RMSNormalization") or producer(normed, "LayerNormalization")
     split = producer(norm.inputs[0], "Reshape") if norm and merge else None
     if norm is None or (merge is None) != (split is None):
         return value

@@ -73,7 +73,7 @@ def truth_of(model: ir.Model, text: np.ndarray, stretch: int = 0) -> Truth:
         stretch: of `stretch_for`.
 
     Raises:
-        OnnxGptError: ``interface-unknown`` (exit 3); ``model-run-failed``.
+        OnnxGptError: ``interface-unknown`` (exit 3); ``model-run-failed``; ``logits-not-finite``.
     """
     feeding = Feeding(model)
     rows = [Case(f"row {i}", (i,), (text.shape[1],), (text.shape[1],)) for i in range(len(text))]
@@ -102,6 +102,12 @@ def truth_of(model: ir.Model, text: np.ndarray, stretch: int = 0) -> Truth:
     except CannotEvaluate:
         arithmetic, exact, other = "moved", single, logits("moved")
     noise = max(largest_error(a, b) for a, b in zip(single, other, strict=True))
+    if not np.isfinite(noise):
+        raise rejected(
+            "logits-not-finite",
+            "the graph that all is measured against gives logits that are not finite",
+            "check the source with `onnx-gpt ranges`",
+        )
     return Truth(
         text,
         dict(enumerate(exact[: len(text)])),

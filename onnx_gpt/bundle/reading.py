@@ -84,16 +84,17 @@ def require_readable(config: Mapping[str, Any], files: Mapping[str, bytes]) -> N
     """Check, before a bundle is made of them, that its runner will be able to read a source's small files.
 
     Raises:
-        OnnxGptError: ``config-invalid`` for end tokens that are none; ``chat-template-invalid``.
+        OnnxGptError: ``config-invalid`` for special tokens that are none; ``chat-template-invalid``.
     """
     template_of(files)
     generation = json.loads(files.get("generation_config.json", b"{}"))
-    if not all(are_ids(document.get(EOS)) for document in (generation, config)):
-        raise rejected(
-            "config-invalid",
-            f"{EOS} is no token and no list of tokens",
-            "write the id of the end token",
-        )
+    for key in (EOS, "bos_token_id", "pad_token_id"):
+        if not all(are_ids(document.get(key)) for document in (generation, config)):
+            raise rejected(
+                "config-invalid",
+                f"{key} is no token and no list of tokens",
+                "write the id of the token, or take the key away",
+            )
 
 
 def _text(path: Path) -> str:

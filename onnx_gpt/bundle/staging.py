@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,27 +15,55 @@ from filelock import FileLock, Timeout
 
 from exporter.errors import Exit, OnnxGptError
 
+REMEDY = "check permissions and the path of -o"
+
 
 def require_absent(out: Path) -> None:
-    """Raise ``output-exists`` (exit 10) where there is something already, ``output-unwritable`` for a bad name."""
+    """Raise ``output-exists`` (exit 10) where there is something already, ``output-unwritable`` (exit 8) for a bad name
+    and where nothing can be made."""
     with _explained(out, out.absolute().parent):
         there = out.exists() or out.is_symlink()
     if there:
         raise OnnxGptError(
             "output-exists", f"{out} exists already", "choose another -o, or remove it", exit=Exit.EXISTS
         )
+    place = _existing_parent(out)
+    if not place.is_dir():
+        raise _unwritable(out, f"{place} is no folder")
+    with _explained(out, place), tempfile.TemporaryFile(dir=place):
+        pass
 
 
 def write_file(out: Path, text: str) -> None:
     """Write a small file of results, and make the folder for it.
 
     Raises:
-        OnnxGptError: ``disk-full`` (exit 7), ``output-unwritable`` (exit 8).
+        OnnxGptError: ``output-exists`` (exit 10), ``disk-full`` (exit 7), ``output-unwritable`` (exit 8).
     """
     folder = out.absolute().parent
-    with _explained(out, folder):
+    partial = folder / f".{out.name}.{secrets.token_hex(4)}.partial"
+    try:
+        with _explained(out, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, "utf-8", newline="\n")
+            require_absent(out)  # another run may have been quicker
+            partial.rename(out)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def kept_folder(folder: Path) -> Path:
+    """A folder for what is kept between runs, made where it is not there.
+
+    Raises:
+        OnnxGptError: ``disk-full`` (exit 7), ``output-unwritable`` (exit 8).
+    """
+    with _explained(
+        folder, Path(folder.absolute().anchor), "name another with --work, or by the variable ONNX_GPT_CACHE"
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, "utf-8", newline="\n")
+    return folder
 
 
 def require_space(out: Path, nbytes: int) -> None:
@@ -142,7 +172,7 @@ def only_run(out: Path, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(out: Path, place: Path) -> Iterator[None]:
+def _explained(out: Path, place: Path, remedy: str = REMEDY) -> Iterator[None]:
     """Errors of writing below ``place``, explained. Others, of reading the source say, pass through."""
     try:
         yield
@@ -151,9 +181,8 @@ def _explained(out: Path, place: Path) -> Iterator[None]:
             raise disk_full(out, str(error.strerror)) from error
         if error.filename is None or not Path(str(error.filename)).absolute().is_relative_to(place):
             raise
-        raise OnnxGptError(
-            "output-unwritable",
-            f"{out} cannot be written: {error}",
-            "check permissions and the path of -o",
-            exit=Exit.ENVIRONMENT,
-        ) from error
+        raise _unwritable(out, str(error), remedy) from error
+
+
+def _unwritable(out: Path, why: str, remedy: str = REMEDY) -> OnnxGptError:
+    return OnnxGptError("output-unwritable", f"{out} cannot be written: {why}", remedy, exit=Exit.ENVIRONMENT)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from exporter.errors import OnnxGptError
+from exporter.errors import OnnxGptError, rejected
 from onnx_gpt.certificate.schema import Case, ProbedModel, Probes
 from onnx_gpt.parity.candidate import Candidate
 from onnx_gpt.parity.metrics import log_softmax
@@ -69,11 +69,21 @@ class Reached:
 
 
 def ask(reference: Asks, windows: np.ndarray, *, independent: bool = True) -> Asked:
-    """What a reference gives after some tokens of windows ``[N, S]``."""
+    """What a reference gives after some tokens of windows ``[N, S]``.
+
+    Raises:
+        OnnxGptError: ``logits-not-finite``.
+    """
     cases = []
     for window in windows[:CASES]:
         tokens = window[:TOKENS]
         logits = np.asarray(reference.logits(tokens[None])[0], np.float32)
+        if not np.isfinite(logits).all():
+            raise rejected(
+                "logits-not-finite",
+                f"{reference.name} gives logits that are not finite",
+                "check the source with `onnx-gpt ranges`",
+            )
         positions = sorted({*range(EVERY - 1, len(tokens), EVERY), len(tokens) - 1})
         rows = log_softmax(logits[positions])
         top = np.argsort(-rows, axis=1, kind="stable")[:, : min(TOP, rows.shape[1])]

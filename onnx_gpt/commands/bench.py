@@ -9,7 +9,7 @@ from onnx_gpt.commands._flags import Json, Threads
 from onnx_gpt.commands._show import echo, print_json, print_table
 from onnx_gpt.generation.measuring import LENGTH, Spread
 from onnx_gpt.generation.measuring import bench as measure
-from onnx_gpt.planning.prediction import CONTEXT
+from onnx_gpt.planning.prediction import CONTEXT, Predicted
 from onnx_gpt.recipe_file import FILE, predicted_of
 
 DEFAULT = f"{LENGTH}, or what fits"
@@ -41,6 +41,8 @@ def bench(
     repeats
         Rounds.
     """
+    recipe = bundle / FILE
+    predicted = predicted_of(recipe) if recipe.is_file() else None
     told = {
         "prompt_tokens": prompt_tokens or DEFAULT,
         "new_tokens": new_tokens,
@@ -68,16 +70,13 @@ def bench(
             ("peak memory, MB", f"{result.peak_rss_bytes / 1e6:.0f}", "", ""),
         ],
     )
-    _show_expected(bundle, result.prompt_tokens, result.context)
+    if predicted is not None and (result.prompt_tokens, result.context) == (CONTEXT, CONTEXT):
+        _show_expected(predicted)
     return 0
 
 
-def _show_expected(bundle: Path, prompt_tokens: int, context: int) -> None:
-    """What a plan expected of the bundle's speed, where one did and the same was measured."""
-    recipe = bundle / FILE
-    predicted = predicted_of(recipe) if recipe.is_file() else None
-    if predicted is None or (prompt_tokens, context) != (CONTEXT, CONTEXT):
-        return
+def _show_expected(predicted: Predicted) -> None:
+    """What a plan expected of the bundle's speed."""
     for name, one in (("prefill", predicted.prompt), ("decode", predicted.decode)):
         if one is not None:
             print(f"{name}: {one.value:.0f} expected ({one.low:.0f}–{one.high:.0f}), {one.basis}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.bundle.staging import require_absent, write_file
 from onnx_gpt.commands._flags import Json, OptionalOut, Switch, Text, Tokens
 from onnx_gpt.commands._show import print_json, print_table, progress_bar
@@ -36,6 +39,7 @@ def compare(
         Time decode steps too. Nothing else should run meanwhile.
     """
     if out is not None:
+        _require_chart(out)
         require_absent(out)
     with progress_bar() as bar:
         found = measured(first, *others, text=text, tokens=tokens, time=time, progress=bar)
@@ -47,6 +51,16 @@ def compare(
     else:
         _show(found)
     return 0
+
+
+def _require_chart(out: Path) -> None:
+    if out.suffix.lower() != ".svg":
+        raise OnnxGptError(
+            "compare-usage",
+            f"the chart is an .svg file, and {str(out)!r} is none",
+            "name it, -o chart.svg say",
+            exit=Exit.USAGE,
+        )
 
 
 def _show(found: Comparison) -> None:

@@ -44,6 +44,13 @@ def measure(
     if target is not None:
         _write(target, out, name, times, json)
         return 0
+    if out.suffix != ".toml":
+        raise OnnxGptError(
+            "measure-usage",
+            f"onnx-gpt plan reads a device from a .toml file, and {str(out)!r} is none",
+            "name it, -o mine.toml say",
+            exit=Exit.USAGE,
+        )
     require_absent(out)
     with progress_bar() as bar:
         device = measured(name or out.stem, times=times, progress=bar)

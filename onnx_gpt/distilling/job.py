@@ -26,7 +26,7 @@ from exporter.variants import variant_of
 from exporter.weights import Array
 from exporter.writing import nbytes, stored_weights, write_checkpoint
 from onnx_gpt._version import __version__
-from onnx_gpt.bundle.staging import only_run, require_absent, require_space, scratch, staged
+from onnx_gpt.bundle.staging import kept_folder, only_run, require_absent, require_space, scratch, staged
 from onnx_gpt.bundle.writing import REPORT
 from onnx_gpt.distilling.pair import Model, on_grid, open_pair
 from onnx_gpt.distilling.recipe import DistillRecipe
@@ -107,7 +107,7 @@ def run(
 
         dtype = learns.dtype
         with _states(out) as states:
-            made = trained(task, states, work or cache_folder() / "teachers")
+            made = trained(task, states, kept_folder(work or cache_folder() / "teachers"))
             checkpoint = _checkpoint(learns, made)
             require_space(out, nbytes(checkpoint, dtype))
             with staged(out) as stage:

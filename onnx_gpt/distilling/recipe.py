@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from calibration.scheme import WeightOnly, scheme_of
 from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.recipe import HELD_OUT_TEXT, OWN_TEXT
+from onnx_gpt.unread import Read, require_read
 
 MOST_BATCH = 1024
 """Windows of 512 tokens that a step reads, and what they become on the way."""
@@ -65,6 +66,7 @@ class DistillRecipe:
         if self.quantize not in (None, *get_args(Quantized)):
             known = " or ".join(get_args(Quantized))
             raise invalid(f"scales of {self.quantize!r} cannot be trained", f"use {known}")
+        require_read(self, READS)
 
     @property
     def scheme(self) -> WeightOnly | None:
@@ -94,6 +96,17 @@ class DistillRecipe:
             "text": str(self.text or HELD_OUT_TEXT),
             "tokens": self.tokens,
         }
+
+
+READS = (
+    Read(
+        ("temperature",),
+        lambda recipe: recipe.mix < 1,
+        "with a mix of 1 the teacher's distributions are not trained on",
+        "use a smaller --mix",
+    ),
+)
+"""What reads those settings of a distillation that not every one reads."""
 
 
 def invalid(cause: str, remedy: str) -> OnnxGptError:

@@ -170,5 +170,6 @@ def _copy(draft: Draft, stage: Path) -> Draft:
             continue
         (stage / name).write_bytes(read_bytes(subject.folder, name, FILE_LIMIT))
     known = {str(PurePosixPath(name).parent) for name in data}
-    others = sorted(path.name for path in subject.folder.iterdir() if path.is_dir())
+    inside = stage.name if stage.parent.samefile(subject.folder) else None
+    others = sorted(path.name for path in subject.folder.iterdir() if path.is_dir() and path.name != inside)
     return draft.note(*(f"{name}/ is left out" for name in others if name not in known))

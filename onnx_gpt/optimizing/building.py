@@ -29,8 +29,9 @@ from graph_passes.lint import require_no_cliffs
 from onnx_gpt.bundle.decoder_facts import DecoderFacts, decoder_facts
 from onnx_gpt.bundle.plan import Build
 from onnx_gpt.bundle.runtime import require_runs
+from onnx_gpt.bundle.targets import BundleFacts
 from onnx_gpt.bundle.writing import nbytes, save
-from onnx_gpt.exporting import Exported, Transform, export, pipeline_of, require_contract
+from onnx_gpt.exporting import Exported, Transform, export, opened_config, pipeline_of, require_contract
 from onnx_gpt.optimizing.calibrating import cache_ranges, calibration_windows
 from onnx_gpt.optimizing.channels import Channels, channels_of
 from onnx_gpt.optimizing.codes import choose_codes
@@ -97,6 +98,7 @@ def build(job: Job, i: int) -> Built:
         if exported.context_length is None and decoder is not None:  # what tables of positions hold
             exported = dataclasses.replace(exported, context_length=decoder.context_length)
         facts["nodes"] = len(exported.model.graph)
+    _require_wanted(job, i, decoder)
     quantized, calibration = _quantize(job, i, exported, channels)
     if wanted.constant_scales:
         fold_lookup_scales(exported.model)
@@ -112,6 +114,14 @@ def build(job: Job, i: int) -> Built:
         parity="not run",
     )
     return Built(folder, exported, decoder, model_facts, transform)
+
+
+def _require_wanted(job: Job, i: int, decoder: DecoderFacts | None) -> None:
+    """What its targets refuse is refused before text is run and before anything is written."""
+    facts = BundleFacts(decoder, opened_config(job.opened, decoder), job.opened.files)
+    for target, uses in zip(job.plan.targets, job.plan.uses, strict=True):
+        if i in uses:
+            target.files(facts)
 
 
 def write(built: Built, progress: Progress) -> None:
@@ -185,7 +195,8 @@ def quantize_kv_cache(
 
 
 def _require_meant(model: ir.Model, recipe: Recipe) -> None:
-    """Every exception of a scheme means a weight, and layers that there are: others would be left out in silence."""
+    """Every exception of a scheme means a weight of its own, and layers that there are: others would be left out in
+    silence."""
     scheme = None if recipe.quantize == "none" else recipe.scheme()
     sites = [site for site in map(site_of, model.graph) if site is not None and site.role]
     if not isinstance(scheme, WeightOnly) or not sites:
@@ -193,6 +204,7 @@ def _require_meant(model: ir.Model, recipe: Recipe) -> None:
     roles = {TABLE, *(role for site in sites for role, _ in site.parts())}
     inner = [role.split(".", 2) for role in roles if role.startswith("layers.")]
     last_layer = max((int(layer) for _, layer, _ in inner), default=-1)
+    left = set(roles)
     for pattern, _ in scheme.exceptions:
         if any(last > last_layer or first > last for first, last in layers_named(pattern)):
             raise OnnxGptError(
@@ -209,6 +221,14 @@ def _require_meant(model: ir.Model, recipe: Recipe) -> None:
                 f"its layers have {', '.join(maps)}; the embedding and head are {TABLE!r}",
                 exit=Exit.USAGE,
             )
+        if not any(fits(role, pattern) for role in left):
+            raise OnnxGptError(
+                "scheme-invalid",
+                f"mixed names {pattern!r}, and what comes before it has all of its weights: the first that fits counts",
+                "name what is special before what is general",
+                exit=Exit.USAGE,
+            )
+        left = {role for role in left if not fits(role, pattern)}
 
 
 def quantize(exported: Exported, recipe: Recipe, coders: Coders) -> dict[str, int]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from exporter import sources
 from exporter.checkpoint import ModuleSource
-from exporter.errors import Exit, OnnxGptError
 from onnx_gpt._version import __version__
 from onnx_gpt.bundle.plan import plan
 from onnx_gpt.bundle.reading import require_readable
@@ -26,7 +25,7 @@ from onnx_gpt.exporting import Exported
 from onnx_gpt.lineage import lineage_of
 from onnx_gpt.optimizing.building import Built, build, write
 from onnx_gpt.optimizing.job import Job
-from onnx_gpt.optimizing.publishing import ReportOf, bundle_facts, publish
+from onnx_gpt.optimizing.publishing import ReportOf, publish
 from onnx_gpt.parity.prove import evaluation_text, prove_against, reference_of, require_passed
 from onnx_gpt.planning.prediction import Predicted
 from onnx_gpt.progress import Progress, Silent
@@ -35,6 +34,7 @@ from onnx_gpt.recipe_file import SEARCHED, predicted_of, recipe_of, toml_text
 from onnx_gpt.report import SCHEMA, ModelFacts, Report, SourceFacts, Stages
 from onnx_gpt.searching.allocating import allocate
 from onnx_gpt.searching.budget import parse_budget
+from onnx_gpt.unread import refuse_unread
 
 
 def optimize(
@@ -82,13 +82,8 @@ def run(
 ) -> Report:
     """`optimize` with its settings as one value, and what a plan expects of them."""
     require_absent(out)
-    if work is not None and budget is None:
-        raise OnnxGptError(
-            "budget-invalid",
-            "a folder for a search's measurements is given, and no budget to search for",
-            "give --budget, or drop --work",
-            exit=Exit.USAGE,
-        )
+    if budget is None:
+        refuse_unread({"work": work}, "there is no budget to search for", "give --budget")
     search: dict[str, Any] = {}
     if budget is not None:
         found = allocate(source, parse_budget(budget), recipe, work=work, progress=progress)
@@ -143,11 +138,8 @@ def _reporter(
 
 
 def _written(job: Job, i: int) -> Built:
-    """The i-th build, in its folder. What its targets refuse is refused before anything is written."""
+    """The i-th build, in its folder."""
     built = build(job, i)
-    for target, uses in zip(job.plan.targets, job.plan.uses, strict=True):
-        if i in uses:
-            target.files(bundle_facts(built, job.opened))
     require_space(job.out, sum(uses.count(i) for uses in job.plan.uses) * built.nbytes)
     with job.stage(job.plan.builds[i])("write"):
         write(built, job.progress)

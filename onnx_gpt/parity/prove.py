@@ -17,7 +17,7 @@ from onnx_gpt.parity.recalled import Recalled
 from onnx_gpt.parity.standard import Standard, facts_of, has_torch, reference_missing, reference_model
 from onnx_gpt.parity.text import EvaluationTokens, evaluation_tokens, even_window
 from onnx_gpt.progress import Progress
-from onnx_gpt.recipe import Recipe
+from onnx_gpt.recipe import TOKENS, Recipe
 from onnx_gpt.report import Limits, Parity
 
 WINDOW = 512
@@ -70,11 +70,12 @@ def stated(scheme: str, limits: Limits) -> str:
 
 def evaluation_text(opened: Opened, exported: Exported, recipe: Recipe) -> EvaluationTokens:
     """The tokens that a job is judged on."""
+    tokens = recipe.tokens or TOKENS
     return evaluation_tokens(
         opened.files.get("tokenizer.json"),
         exported.vocab_size,
-        tokens=recipe.tokens,
-        window=even_window(recipe.tokens, min(WINDOW, exported.context_length or UNSTATED_WINDOW)),
+        tokens=tokens,
+        window=even_window(tokens, min(WINDOW, exported.context_length or UNSTATED_WINDOW)),
         path=recipe.text,
     )
 

@@ -49,9 +49,18 @@ def evaluation_tokens(
         fewer: take a text of one window or more as it is.
 
     Raises:
-        OnnxGptError: ``text-too-short`` or ``text-unreadable``.
+        OnnxGptError: ``text-too-short`` or ``text-unreadable``; ``tokenizer-missing`` where there is text and no
+            tokenizer to read it; ``context-too-short`` (exit 2).
     """
+    require_some(tokens)
+    _require_pair(window)
     count = -(-tokens // (window - 1))
+    if tokenizer_json is None and path is not None:
+        raise rejected(
+            "tokenizer-missing",
+            f"the model has no tokenizer.json, by which {path.name} could be read",
+            "put its tokenizer.json beside it, or leave --text out: tokens are then drawn at random",
+        )
     if tokenizer_json is None:
         drawn = np.random.default_rng(0).integers(0, vocab_size, (count, window))
         return EvaluationTokens(drawn, "uniform random tokens (the model has no tokenizer)")
@@ -93,12 +102,23 @@ def require_some(tokens: int) -> None:
         )
 
 
+def _require_pair(context: int) -> None:
+    if context < 2:
+        raise OnnxGptError(
+            "context-too-short",
+            f"a context of {context} tokens holds no token and the next",
+            "correct what config.json says of it, where the model was trained for more",
+            exit=Exit.USAGE,
+        )
+
+
 def even_window(tokens: int, longest: int) -> int:
     """Tokens of a window, so that as few as there must be hold so many predicted ones, and hardly more.
 
     `LEAST` at least, where the context holds as many: what cases are about shows in no fewer.
     """
     require_some(tokens)
+    _require_pair(longest)
     count = -(-tokens // (longest - 1))
     return min(longest, max(LEAST, -(-tokens // count) + 1))
 

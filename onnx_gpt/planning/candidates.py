@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -146,6 +147,7 @@ def _before(source: str, structured: str, healed: bool) -> tuple[str, ...]:
     if not structured:
         return ()
     smaller, better = CHECKPOINTS
+    source = shlex.quote(source)
     prune = f"onnx-gpt prune {source} -o {smaller} --structured {structured}"
     return (prune, f"onnx-gpt distill {smaller} -o {better} --teacher {source}") if healed else (prune,)
 

@@ -119,7 +119,7 @@ def read(path: Path) -> Device:
         OnnxGptError: ``device-invalid`` (exit 2).
     """
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document = tomllib.loads(path.read_text("utf-8-sig"))
         return Device.model_validate_json(json.dumps(document))
     except (
         OSError,

@@ -5,6 +5,7 @@ that a budget is best served by, and why the others are not it.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from onnx_gpt.planning.probing import probe as probed_on
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe_file import toml_text
 from onnx_gpt.searching.budget import Budget, parse_budget
+from onnx_gpt.unread import refuse_unread
 
 SCHEMA = "onnx-gpt/plan/1"
 MOST = 4.0
@@ -88,10 +90,13 @@ def plan(
         work: folder that measurements of a probe are kept in; one in the user's cache by default.
 
     Raises:
-        OnnxGptError: ``device-unknown``, ``device-invalid``, ``device-unmeasured``, ``budget-invalid`` (exit 2);
-            ``budget-unmet`` (exit 7); ``output-exists`` (exit 10); what opening the source raises.
+        OnnxGptError: ``device-unknown``, ``device-invalid``, ``device-unmeasured``, ``budget-invalid``,
+            ``setting-unread`` (exit 2); ``budget-unmet`` (exit 7); ``output-exists`` (exit 10); what opening the source
+            raises.
     """
     progress = progress or Silent()
+    if not probe:
+        refuse_unread({"work": work}, "nothing is measured", "add --probe")
     where = device_of(device)
     limits = parse_budget(budget) if budget else Budget()
     _require_measured(where, limits)
@@ -110,7 +115,7 @@ def plan(
     last = (source, *CHECKPOINTS)[len(picked.predicted.before)]
     commands = (
         *picked.predicted.before,
-        f"onnx-gpt optimize {last} -o bundle --recipe {out or 'recipe.toml'}",
+        shlex.join(["onnx-gpt", "optimize", last, "-o", "bundle", "--recipe", str(out or "recipe.toml")]),
     )
     return Plan(source, where, budget, parameters, tuple(judged), refused, commands, text)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.checkpoint import Checkpoint
+from exporter.errors import rejected
 from graph_passes import ORT_PIPELINE, run_pipeline
 from onnx_gpt.exporting import export
 from onnx_gpt.optimizing.calibrating import runnable
@@ -19,6 +20,8 @@ from onnx_gpt.progress import Progress
 
 WINDOW = 512
 """Tokens of a window of text, where the model's context holds as many."""
+MOST_NATS = 700.0
+"""A token's loss from which on its exponential is no number."""
 ROWS = 64
 """Positions that are summed up at once."""
 
@@ -60,6 +63,9 @@ def score(
 
     Args:
         folder: made for its float graph, and removed again.
+
+    Raises:
+        OnnxGptError: ``logits-not-finite``.
     """
     model = export(checkpoint).model
     run_pipeline(model, ORT_PIPELINE, verify=False)
@@ -69,8 +75,15 @@ def score(
             losses.append(_losses(candidate.logits(window[None])[0], window))
             progress.advance(i + 1, len(windows), "windows of text")
     loss = np.concatenate(losses)
+    mean = float(loss.mean())
+    if not mean < MOST_NATS:
+        raise rejected(
+            "logits-not-finite",
+            f"the model's loss on {origin} is {mean:.3g} nats a token",
+            "check the checkpoint with `onnx-gpt ranges`",
+        )
     return Score(
-        perplexity=math.exp(float(loss.mean())),
+        perplexity=math.exp(mean),
         bits_per_byte=_bits_per_byte(checkpoint.files.get("tokenizer.json"), windows, float(loss.sum())),
         tokens=len(loss),
         text=origin,

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from calibration.pruning.sparsity import Sparsity, invalid, sparsity_of
 from calibration.pruning.weights import method_of
 from onnx_gpt.recipe import HELD_OUT_TEXT, OWN_TEXT
+from onnx_gpt.unread import Read, require_read
 
 Allocation = Literal["searched", "uniform"]
 STRUCTURES = ("ffn", "heads", "hidden", "layers", "vocab")
@@ -117,6 +118,9 @@ class PruneRecipe:
             self._check_weights()
         else:
             self._check_structures(self.structured)
+        if self.tokens < 1 or self.windows < 1 or self.probe < 1:
+            raise invalid("tokens, windows and probe are 1 at least", "give larger numbers")
+        require_read(self, READS)
 
     def _check_weights(self) -> None:
         method_of(self.resolved_method)
@@ -172,6 +176,17 @@ class PruneRecipe:
             return self.searches or method_of(self.resolved_method).READS_TEXT
         return self.resolved_method == FITTED
 
+    @property
+    def fits(self) -> bool:
+        """Whether anything is zeroed or taken out by a method: tokens go by themselves."""
+        wanted = self.structures
+        return self.structured is None or wanted.narrows or wanted.layers > 0
+
+    @property
+    def divides(self) -> bool:
+        """Whether layers can lose unequally much."""
+        return self.structured is None or self.structures.ffn > 0
+
     def echo(self) -> dict[str, Any]:
         """Plain values, for people and for the report."""
         what: dict[str, Any] = {"structured": self.structured}
@@ -188,3 +203,21 @@ class PruneRecipe:
             "text": str(self.text or HELD_OUT_TEXT),
             "tokens": self.tokens,
         }
+
+
+READS = (
+    Read(("method",), lambda recipe: recipe.fits, "tokens are taken out without one", "take out more"),
+    Read(
+        ("allocate",),
+        lambda recipe: recipe.divides or recipe.allocate == "uniform",
+        "every layer loses as much of what is taken out",
+        "take neurons out too, --structured ffn=0.25 say",
+    ),
+    Read(
+        ("calibration", "windows"),
+        lambda recipe: recipe.reads_text,
+        "magnitude with a uniform split reads no text",
+        "choose another --method, or --allocate searched",
+    ),
+)
+"""What reads those settings of a pruning job that not every one reads."""

@@ -28,6 +28,7 @@ from exporter import sources
 from exporter.errors import rejected
 from exporter.sources.sample import cache_folder
 from graph_passes import run_pipeline
+from onnx_gpt.bundle.staging import kept_folder
 from onnx_gpt.bundle.targets import chosen
 from onnx_gpt.exporting import Exported, export, pipeline_of, require_contract
 from onnx_gpt.optimizing.calibrating import calibration_windows
@@ -154,7 +155,7 @@ def study(source: str, recipe: Recipe, method: str, work: Path | None, progress:
             "give more text",
         )
     measured, coding = windows[:MEASURED, :LENGTH], windows[MEASURED:]
-    where = work or cache_folder() / "search"
+    where = kept_folder(work or cache_folder() / "search")
     with tempfile.TemporaryDirectory(prefix="onnx-gpt-search-") as folder:
         progress.stage("measure")
         books: list[CodeBook] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calibration.search.units import Option, Unit, options_of
+from exporter.errors import Exit, OnnxGptError
 from onnx_gpt.progress import Progress, Silent
 from onnx_gpt.recipe import Recipe
 from onnx_gpt.searching.search import Losses, study
@@ -85,8 +86,23 @@ def sensitivity(
     formats = options_of(options)
     recipe = Recipe("int4", method="gptq", calibration=calibration, targets=(target,), parity=False)
     with study(source, recipe, method, work, progress or Silent()) as opened:
+        if options != OPTIONS:
+            _require_taken(opened.units, formats)
         losses = opened.losses(wanted(opened.units, formats))
         return Sensitivity(source, method, opened.measurer.compared, tuple(opened.units), losses)
+
+
+def _require_taken(units: Sequence[Unit], formats: Sequence[Option]) -> None:
+    """Raise ``scheme-invalid`` (exit 2) for a format that the user names and no unit can take."""
+    for option in formats:
+        if not any(unit.takes(option) for unit in units):
+            parts = sorted({part.role.rpartition(".")[2] for unit in units for part in unit.parts})
+            raise OnnxGptError(
+                "scheme-invalid",
+                f"no unit of this model has parts as {option} names them",
+                f"its units are made of {', '.join(parts)}",
+                exit=Exit.USAGE,
+            )
 
 
 def wanted(units: Sequence[Unit], formats: Sequence[Option]) -> dict[str, list[Option]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_kv_cache import lowered, presents_of
 
 from calibration.kv_cache import CacheRanges, rotations_of
-from calibration.rotary_reach import Rotation, reach
+from calibration.rotary_reach import Rotation, reach, rotation_of
 from tests.graph_passes.decoders import VARIANTS, VOCAB
 
 
@@ -43,7 +43,7 @@ def test_the_reach_is_the_largest_of_all_places(
     assert (found * np.cos(np.minimum(np.abs(steps).max() / 2, 1)) <= largest + 1e-9).all()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "hunyuan"])
 def test_tokens_further_on_are_within_ranges_of_the_start(name: str) -> None:
     described, model = lowered(VARIANTS[name])
     rotations = rotations_of(model)
@@ -59,3 +59,10 @@ def test_tokens_further_on_are_within_ranges_of_the_start(name: str) -> None:
         assert (held <= reached * 1.0001).all()
         short = CacheRanges().add({"present.0.key": keys[:, :, :4]}, {}).largest["present.0.key"]
         assert (held > 1.2 * short).any(), "the text itself is no bound"
+
+
+@pytest.mark.parametrize(("name", "behind"), [("qwen3", False), ("hunyuan", True)])
+def test_only_a_norm_behind_the_rotation_counts(name: str, behind: bool) -> None:
+    _, model = lowered(VARIANTS[name])
+    found = [rotation_of(node) for node in model.graph if node.op_type == "GroupQueryAttention"]
+    assert found and all(one is not None and (one.gain is not None) == behind for one in found)

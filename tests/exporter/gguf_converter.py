@@ -19,6 +19,9 @@ KINDS: Mapping[str, str] = {
     "glm": "chatglm",
     "gpt_bigcode": "starcoder",
     "gpt_neox": "gptneox",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "ministral3": "mistral3",
+    "mistral": "mistral3",  # as the text model of Mistral3ForConditionalGeneration; alone it is a llama
     "olmo3": "olmo2",
     "phi": "phi2",
 }
@@ -70,6 +73,13 @@ def general(writer: gguf.GGUFWriter, config: Any) -> None:
         ):
             if everywhere.get(key) is not None:
                 write(everywhere[key])
+
+
+def write_xielu(writer: gguf.GGUFWriter, state: Mapping[str, torch.Tensor]) -> None:
+    """What the activation of Apertus has learned, and its constants, layer by layer."""
+    for name in ("alpha_n", "alpha_p", "beta", "eps"):
+        if values := [tensor.item() for key, tensor in state.items() if key.endswith(f".act_fn.{name}")]:
+            writer.add_array(f"xielu.{name}", values)
 
 
 def head_dim_of(config: Any) -> int:
@@ -142,6 +152,30 @@ def _exaone4(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_vocab_size(config.vocab_size)
     if config.sliding_window is not None:
         _windows(writer, config)
+
+
+def _exaone(writer: gguf.GGUFWriter, config: Any) -> None:
+    general(writer, config)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+
+
+def _hunyuan_dense(writer: gguf.GGUFWriter, config: Any) -> None:
+    general(writer, config)
+    rope = config.rope_parameters
+    if rope["rope_type"] == "dynamic":
+        power = config.head_dim / (config.head_dim - 2)
+        writer.add_rope_freq_base(rope["rope_theta"] * rope["alpha"] ** power)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(1)
+        writer.add_rope_scaling_orig_ctx_len(256 * 1024)
+        writer.add_context_length(256 * 1024)
+
+
+def _mistral3(writer: gguf.GGUFWriter, config: Any) -> None:
+    _llama(writer, config)
+    if config.model_type == "ministral3":
+        writer.add_rope_scaling_yarn_log_mul(config.rope_parameters["mscale_all_dim"])
+        writer.add_attn_temperature_scale(config.rope_parameters["llama_4_scaling_beta"])
 
 
 def _jais2(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -246,11 +280,13 @@ def _mpt(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 OWN: Mapping[str, Callable[[gguf.GGUFWriter, Any], None]] = {
+    "apertus": _llama,
     "arcee": _llama,
     "bloom": _bloom,
     "chatglm": _chatglm,
     "cohere2": _cohere2,
     "command-r": _command_r,
+    "exaone": _exaone,
     "exaone4": _exaone4,
     "falcon": _falcon,
     "gemma": _gemma,
@@ -260,8 +296,10 @@ OWN: Mapping[str, Callable[[gguf.GGUFWriter, Any], None]] = {
     "gpt2": _gpt2,
     "gptneox": _gptneox,
     "granite": _granite,
+    "hunyuan-dense": _hunyuan_dense,
     "jais2": _jais2,
     "llama": _llama,
+    "mistral3": _mistral3,
     "mpt": _mpt,
     "nemotron": _nemotron,
     "olmo": _olmo,
@@ -274,7 +312,7 @@ OWN: Mapping[str, Callable[[gguf.GGUFWriter, Any], None]] = {
 }
 """Converters by architecture, of those that write more or other than `general`."""
 
-PAIRS_TOGETHER = ("arcee", "granite", "llama", "olmo", "smollm3")
+PAIRS_TOGETHER = ("arcee", "granite", "llama", "mistral3", "olmo", "smollm3")
 ONE_ADDED = ("gemma", "gemma2", "gemma3", "nemotron")
 
 
@@ -309,7 +347,7 @@ def converted(name: str, values: np.ndarray, config: Any) -> np.ndarray:
 def llama3_factors(config: Any) -> np.ndarray:
     """What frequencies are divided by."""
     rope = config.rope_parameters
-    head_dim = config.head_dim
+    head_dim = head_dim_of(config)
     frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
     context = rope["original_max_position_embeddings"]
     factors = []

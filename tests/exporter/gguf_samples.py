@@ -35,22 +35,20 @@ YARN = {
     "factor": 8.0,
     "original_max_position_embeddings": 16,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 CONFIGS: Mapping[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**DIMS, rms_norm_eps=1e-5, tie_word_embeddings=False),
     "llama-tied": lambda: transformers.LlamaConfig(**DIMS, head_dim=32, tie_word_embeddings=True),
     "llama-bias": lambda: transformers.LlamaConfig(**DIMS, attention_bias=True),
-    "llama3": lambda: transformers.LlamaConfig(
-        **DIMS,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    ),
+    "llama3": lambda: transformers.LlamaConfig(**DIMS, rope_parameters=LLAMA3),
     "llama-linear": lambda: transformers.LlamaConfig(
         **DIMS, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     ),
@@ -82,6 +80,8 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "nemotron": lambda: transformers.NemotronConfig(**DIMS, head_dim=32),
     "nemotron-bias": lambda: transformers.NemotronConfig(**DIMS, attention_bias=True, mlp_bias=True),
     "glm4": lambda: transformers.Glm4Config(**DIMS, head_dim=32, pad_token_id=0),
+    "exaone": lambda: transformers.ExaoneConfig(**DIMS, tie_word_embeddings=True, eos_token_id=2),
+    "exaone-llama3": lambda: transformers.ExaoneConfig(**DIMS, rope_parameters=LLAMA3, eos_token_id=2),
     "exaone4": lambda: transformers.Exaone4Config(
         **DIMS, sliding_window=None, layer_types=["full_attention"] * 2, tie_word_embeddings=True
     ),
@@ -90,6 +90,10 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     ),
     "arcee": lambda: transformers.ArceeConfig(**DIMS, rms_norm_eps=1e-5),
     "arcee-yarn": lambda: transformers.ArceeConfig(**DIMS, rope_parameters=YARN),
+    "apertus": lambda: transformers.ApertusConfig(**DIMS, rope_parameters=LLAMA3 | {"rope_theta": 12e6}),
+    "apertus-unscaled": lambda: transformers.ApertusConfig(
+        **DIMS, attention_bias=True, rope_parameters={"rope_type": "default", "rope_theta": 12e6}
+    ),
     "smollm3": lambda: transformers.SmolLM3Config(**FOUR_LAYERS, pad_token_id=0),
     "seed_oss": lambda: transformers.SeedOssConfig(**DIMS, head_dim=32, attention_bias=True),
     "seed_oss-plain": lambda: transformers.SeedOssConfig(
@@ -130,6 +134,21 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "mpt-untied": lambda: transformers.MptConfig(
         vocab_size=VOCAB, d_model=64, n_layers=2, n_heads=4, max_seq_len=128, tie_word_embeddings=False
     ),
+    "hunyuan-dense": lambda: transformers.HunYuanDenseV1Config(
+        **{**DIMS, "max_position_embeddings": 256 * 1024},
+        head_dim=16,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 128.0},
+    ),
+    "hunyuan-dense-bias": lambda: transformers.HunYuanDenseV1Config(**DIMS, head_dim=24, attention_bias=True),
+    "mistral3": lambda: transformers.Ministral3Config(
+        **DIMS,
+        head_dim=32,
+        pad_token_id=0,
+        rope_parameters=YARN
+        | {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 16.0, "llama_4_scaling_beta": 0.5},
+    ),
+    "mistral3-plain": lambda: transformers.MistralConfig(**DIMS, head_dim=32, sliding_window=None),
     "jais2": lambda: transformers.Jais2Config(**DIMS),
     "starcoder2": lambda: transformers.Starcoder2Config(
         **DIMS, bos_token_id=0, eos_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
@@ -150,7 +169,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
 def tiny(name: str) -> Any:
     """A random model of `CONFIGS`, its norms and biases random too, so that a wrong one shows."""
     torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -178,6 +197,7 @@ def convert(
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     writer = gguf.GGUFWriter(path, kind)
     converter.write_keys(writer, config)
+    converter.write_xielu(writer, model.state_dict())
     for key, value in keys.items():
         writer.kv_data[0].pop(key, None)
         _write_value(writer, key, value)
@@ -186,6 +206,8 @@ def convert(
     for name, tensor in model.state_dict().items():
         if (tied and name == "lm_head.weight") or name.endswith((".attn.bias", ".attn.masked_bias")):
             continue
+        if ".act_fn." in name:
+            continue  # they are keys
         ours = table.get_name(converter.name_in_table(config, name), try_suffixes=(".weight", ".bias"))
         assert ours is not None, name
         if ours in tensors:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import config_class, tiny
+from tiny import DYNAMIC, YARN, config_class, tiny
 
 from exporter.checkpoint import Checkpoint
 from exporter.config import INERT, OFF
@@ -25,7 +25,9 @@ CONFIGS = Path(__file__).parent / "configs"
 
 PARAMETERS = {
     "AFM-4.5B": 4_619_184_640,
+    "Apertus-8B-2509": 8_053_338_176,
     "ERNIE-4.5-0.3B-PT": 360_748_032,
+    "EXAONE-3.5-2.4B-Instruct": 2_405_327_360,
     "EXAONE-4.0-1.2B": 1_279_391_488,
     "GLM-4-9B-0414": 9_400_279_040,
     "Llama-2-7b-hf": 6_738_415_616,
@@ -63,13 +65,17 @@ PARAMETERS = {
     "gpt2": 124_439_808,
     "granite-3.3-8b-instruct": 8_170_864_640,
     "helium-1-preview-2b": 2_172_643_840,
+    "internlm3-8b-instruct": 8_804_241_408,
     "mpt-7b": 6_649_286_656,
+    "nanochat-d32": 1_879_048_192,
     "opt-125m": 125_239_296,
+    "persimmon-8b-base": 9_397_175_296,
     "phi-2": 2_779_683_840,
     "pythia-70m": 70_426_624,
     "stablelm-3b-4e1t": 2_795_443_200,
     "starcoder2-3b": 3_030_371_328,
     "starcoderbase-1b": 1_137_207_296,
+    "xglm-564M": 564_463_616,
 }
 """As the models' authors and their model pages give them."""
 
@@ -255,6 +261,9 @@ def test_an_unknown_feature_is_named(name: str, change: dict[str, Any], word: st
         ("EXAONE-4.0-1.2B", {"layer_types": ["sliding_attention"] * 30}, "sliding_window"),
         ("EXAONE-4.0-1.2B", {"layer_types": None, "sliding_window_pattern": 4}, "sliding_window"),
         ("helium-1-preview-2b", {"head_dim": 64}, "head_dim"),
+        ("EXAONE-3.5-2.4B-Instruct", {"num_hidden_layers": 31}, "num_layers"),
+        ("EXAONE-3.5-2.4B-Instruct", {"activation_function": "gelu"}, "hidden_act"),
+        ("internlm3-8b-instruct", {"qkv_bias": True}, "qkv_bias"),
         ("biogpt", {"num_attention_heads": 15}, "15 heads"),
     ],
 )
@@ -262,6 +271,62 @@ def test_an_invalid_value_is_named(name: str, change: dict[str, Any], word: str)
     error = refusal(config_of(name) | change)
     assert (error.code, error.exit) == ("config-invalid", Exit.REJECTED)
     assert any(word in detail for detail in error.details), error.details
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "code", "word"),
+    [
+        ("apertus", {"hidden_act": "silu"}, "config-invalid", "hidden_act"),
+        ("apertus", {"mlp_bias": True}, "config-key-unknown", "mlp_bias"),
+        ("apertus", {"post_norm": True}, "config-key-unknown", "post_norm"),
+        ("apertus", {"qk_norm": False}, "config-key-unknown", "qk_norm"),
+        ("cwm", {"rope_parameters": None, "rope_theta": 5.0}, "config-invalid", "rope_theta"),
+        ("gpt_neox_japanese", {"intermediate_size": 64}, "config-invalid", "intermediate_size"),
+        ("gpt_neox_japanese", {"use_parallel_residual": True}, "config-key-unknown", "use_parallel_residual"),
+        ("hunyuan_v1_dense", {"head_dim": None}, "config-invalid", "head_dim"),
+        ("hunyuan_v1_dense", {"attention_head_dim": 8}, "config-invalid", "attention_head_dim"),
+        ("hunyuan_v1_dense", {"rope_parameters": DYNAMIC | {"alpha": "many"}}, "config-invalid", "alpha"),
+        ("hunyuan_v1_dense", {"rope_parameters": DYNAMIC | {"alpha": 5, "low": 1}}, "rope-unknown", "low"),
+        ("hunyuan_v1_dense", {"rope_parameters": DYNAMIC | {"alpha": 1e308}}, "config-invalid", "rope_theta"),
+        (
+            "hunyuan_v1_dense",
+            {"head_dim": 2, "rope_parameters": DYNAMIC | {"alpha": 5}},
+            "config-invalid",
+            "rope_theta",
+        ),
+        ("hunyuan_v1_dense", {"use_cla": True}, "config-key-unknown", "use_cla"),
+        ("hunyuan_v1_dense", {"use_qk_norm": False}, "config-key-unknown", "use_qk_norm"),
+        ("iquestcoder", {"clip_qkv": 8.0}, "config-key-unknown", "clip_qkv"),
+        ("iquestcoder", {"use_sliding_window": True}, "config-key-unknown", "use_sliding_window"),
+        ("ministral3", {"rope_parameters": {**YARN}}, "config-invalid", "llama_4_scaling_beta"),
+        ("ministral3", {"layer_types": ["full_attention"] * 2}, "config-key-unknown", "layer_types"),
+        ("nanochat", {"final_logit_softcapping": 0.0}, "config-invalid", "final_logit_softcapping"),
+        ("nanochat", {"qkv_bias": True}, "config-key-unknown", "qkv_bias"),
+        ("persimmon", {"head_dim": 8}, "config-invalid", "head_dim"),
+        ("persimmon", {"num_key_value_heads": 2}, "config-invalid", "num_key_value_heads"),
+        ("xglm", {"pad_token_id": 2}, "config-invalid", "pad_token_id"),
+        ("xglm", {"attention_heads": 3, "d_model": 63}, "config-invalid", "sines"),
+        ("xglm", {"attention_heads": 5}, "config-invalid", "5 heads"),
+    ],
+)
+def test_what_a_family_does_not_run_is_refused(
+    family: str, change: dict[str, Any], code: str, word: str
+) -> None:
+    error = refusal(dict(tiny(family).config) | change)
+    assert error.code == code
+    assert any(word in said for said in (error.cause, *error.details))
+
+
+@pytest.mark.parametrize(("variant", "context"), [("short", 32), ("unscaled", 64)])
+def test_the_context_of_ministral_3_ends_where_its_queries_grow(variant: str, context: int) -> None:
+    assert described(dict(tiny("ministral3", variant=variant).config)).context_length == context
+
+
+@pytest.mark.parametrize("kind", ["exaone", "iquestcoder", "internlm3", "llama", "mistral", None])
+def test_what_transformers_saves_as_llama_is_told_apart_by_its_type(kind: str | None) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": kind}
+    named = family_of(Checkpoint("test", config, {})).__name__.rpartition(".")[2]
+    assert named == (kind if kind in families() and kind != "mistral" else "llama")
 
 
 @pytest.mark.parametrize("family", families())

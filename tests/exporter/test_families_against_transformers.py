@@ -20,7 +20,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-import transformers
 from safetensors import safe_open
 from tiny import GENERIC, tiny, variants
 from transformers.models.gemma3 import modeling_gemma3
@@ -29,7 +28,7 @@ from exporter.build import build
 from exporter.checkpoint import Checkpoint, ModuleSource
 from exporter.decoder import Decoder, Layer
 from exporter.errors import Exit, OnnxGptError
-from exporter.families import families
+from exporter.families import describe, families
 from exporter.match import matched
 from exporter.reference import Reference
 from exporter.sources.hf_directory import with_base_prefix
@@ -190,8 +189,8 @@ def swapped_gate(layer: Layer) -> Layer:
 
 
 def other_activation(layer: Layer) -> Layer:
-    others = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu", "relu": "gelu", "relu2": "relu"}
-    other = others[layer.ffn.activation]
+    others = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "relu2": "relu"}
+    other = others.get(layer.ffn.activation, "gelu")
     return dataclasses.replace(layer, ffn=dataclasses.replace(layer.ffn, activation=other))
 
 
@@ -212,6 +211,13 @@ def wider_window(attention: Any) -> dict[str, Any]:
     return {"window": attention.window and attention.window + 1}
 
 
+def rotated_elsewhere(attention: Any) -> dict[str, Any]:
+    """Before the norms of q and k instead of behind them, or the other way; a norm without a gain does not see it."""
+    if attention.rope is None or attention.q_norm is None or attention.q_norm.weight is None:
+        return {}
+    return {"rotates_first": not attention.rotates_first}
+
+
 def steeper(attention: Any) -> dict[str, Any]:
     if attention.alibi is None:
         return {}
@@ -227,6 +233,7 @@ MUTATIONS: Mapping[str, Callable[[Decoder], Decoder]] = {
     "scale": of_attention(lambda attention: {"scale": 1.1 * attention.scale}),
     "rotation": of_attention(slower_rotation),
     "rotation_factor": of_attention(louder_rotation),
+    "rotated_elsewhere": of_attention(rotated_elsewhere),
     "bias_by_position": of_attention(steeper),
     "window": of_attention(wider_window),
     "no_window": of_attention(lambda attention: {"window": None}),
@@ -245,6 +252,8 @@ BITING = {
     "exaone4": "window",
     "ministral": "window",
     "vaultgemma": "layer_types",
+    "cwm": "layer_types",
+    "ministral3": "window",
 }
 
 
@@ -290,8 +299,13 @@ def test_attention_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @FAMILIES
 def test_building_reads_no_weight(family: str) -> None:
+    """But numbers that nobody learns, which have to be the family's."""
     checkpoint = tiny(family)
-    unread = {name: Unread(weight.shape) for name, weight in checkpoint.weights.items()}
+    constants = dict(describe(checkpoint).constants)
+    unread = {
+        name: weight if name in constants else Unread(weight.shape)
+        for name, weight in checkpoint.weights.items()
+    }
     decoder, weights = matched(dataclasses.replace(checkpoint, weights=unread))
     model = build(decoder, weights)
     assert len(list(model.graph)) > 10
@@ -341,6 +355,8 @@ def test_names_and_keys_are_those_that_transformers_writes(family: str, tied: bo
         ("codegen", "", ["transformer.h.0.attn.causal_mask", "transformer.h.1.attn.masked_bias"]),
         ("llama", "", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
         ("falcon", "", ["transformer.h.0.self_attention.rotary_emb.inv_freq"]),
+        ("gpt_neox_japanese", "", ["gpt_neox_japanese.layers.0.attention.rotary_emb.inv_freq"]),
+        ("xglm", "", ["model.embed_positions.weights"]),
         ("bloom", "transformer.", []),
         ("opt", "model.", []),
     ],
@@ -360,7 +376,7 @@ def test_files_of_the_hub_that_name_tensors_otherwise(family: str, strip: str, b
 @FAMILIES
 def test_a_checkpoint_of_the_base_model_has_the_same_tensors(family: str) -> None:
     checkpoint = tiny(family)
-    prefix = getattr(transformers, checkpoint.architecture).base_model_prefix + "."
+    prefix = describe(checkpoint).embedding.name.split(".")[0] + "."
     bare = {name.removeprefix(prefix): weight for name, weight in checkpoint.weights.items()}
     assert bare.keys() != checkpoint.weights.keys()
     assert with_base_prefix(dataclasses.replace(checkpoint, weights=bare)).weights == checkpoint.weights
@@ -381,6 +397,17 @@ def test_weights_that_do_not_fit_are_all_listed(family: str) -> None:
         kinds = [f"missing: {missing} ", f"shape: {misshaped} is [3, 5]", "unused: left.over "]
         assert len(caught.value.details) == 3
         assert all(any(detail.startswith(kind) for detail in caught.value.details) for kind in kinds)
+
+
+def test_a_constant_of_another_value_is_refused() -> None:
+    """Nobody learns it, so the graph has the family's."""
+    checkpoint = tiny("apertus")
+    name = "model.layers.1.mlp.act_fn.beta"
+    other = dataclasses.replace(checkpoint, weights={**checkpoint.weights, name: Array(np.array(0.25))})
+    with pytest.raises(OnnxGptError) as caught:
+        matched(other)
+    assert caught.value.code == "weights-mismatch"
+    assert caught.value.details == (f"value: {name} is 0.25, and 0.5 in every such model",)
 
 
 def test_a_tied_head_that_differs_from_the_embedding_is_no_reference() -> None:
@@ -421,6 +448,15 @@ def test_reference_ends_no_continuation_early(family: str) -> None:
     """The end token is one token among others: all of them together would stop at the first."""
     reference = Reference(tiny(family, eos_token_id=list(range(131))))
     assert len(reference.greedy(random_tokens(1, 5)[0], 4)) == 4
+
+
+def test_a_reference_in_double_precision_is_itself_again() -> None:
+    reference, tokens = Reference(tiny("xglm")), random_tokens(1, 5)
+    once = reference.logits(tokens)
+    (doubled,) = [reference.logits(tokens) for _ in reference.variants()]
+    assert 0 < error(doubled, once) < TOLERANCE
+    np.testing.assert_array_equal(reference.logits(tokens), once)
+    assert torch.get_default_dtype() is torch.float32
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
+from transformers.core_model_loading import revert_weight_conversion
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import Exit, OnnxGptError
@@ -31,21 +32,14 @@ def loaded(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def in_memory(name: str) -> str:
-    """transformers 5 keeps GPT-NeoX's head under another name in memory than in files."""
-    return name.replace("embed_out.", "lm_head.")
-
-
 def rebuilt(checkpoint: Checkpoint) -> Any:
     """The transformers model that a checkpoint speaks of, with its weights."""
     config = transformers.AutoConfig.for_model(**checkpoint.config)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    state = {in_memory(name): torch.from_numpy(weight.read()) for name, weight in checkpoint.weights.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert missing == ["lm_head.weight"] * config.tie_word_embeddings
-    model.tie_weights()
-    return model
+    kind = type(transformers.AutoModelForCausalLM.from_config(config))
+    state = {name: torch.from_numpy(weight.read()) for name, weight in checkpoint.weights.items()}
+    model, found = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    assert not any(found.values()), found
+    return model.eval()
 
 
 @pytest.mark.parametrize("name", samples.CONFIGS)
@@ -55,9 +49,9 @@ def test_weights_and_configuration_come_back(name: str, tmp_path: Path) -> None:
     samples.convert(model, tmp_path / "m.gguf")
     checkpoint = loaded(tmp_path / "m.gguf")
 
-    state = model.state_dict()
+    state = revert_weight_conversion(model, model.state_dict())  # under the names that files have
     for tensor, weight in checkpoint.weights.items():
-        expected = state[in_memory(tensor)].numpy()
+        expected = state[tensor].numpy()
         if "norm" in tensor and name.startswith(SHIFTED):
             np.testing.assert_allclose(weight.read(), expected, rtol=0, atol=1.2e-7)
         else:
@@ -138,6 +132,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "olmo", {"olmo.attention.layer_norm_epsilon": 1e-6}, {}, "gguf-key-unsupported", "layer_norm_epsilon"
     ),
     "clamped heads": ("olmo", {"olmo.attention.clamp_kqv": 8.0}, {}, "gguf-key-unsupported", "clamp_kqv"),
+    "another curve": ("apertus", {"xielu.beta": [0.5, 0.25]}, {}, "gguf-key-unsupported", "xielu.beta = [0.5, 0.25]"),
+    "queries that grow elsewhere": (
+        "mistral3", {"mistral3.attention.temperature_length": 16}, {}, "gguf-key-unsupported", "temperature_length"
+    ),
     "longrope": (
         "phi3", {}, {"rope_factors_long.weight": np.ones(8, np.float32)}, "gguf-rope-unsupported", "longrope"
     ),
@@ -207,6 +205,9 @@ CONTRADICTING: dict[str, tuple[str, dict[str, Any], str]] = {
     "windows in words": (
         "gemma2", {"gemma2.attention.sliding_window_pattern": "LG"}, "gemma2.attention.sliding_window_pattern"
     ),
+    "numbers of fewer layers": ("apertus", {"xielu.alpha_p": [0.5]}, "xielu.alpha_p has 1 numbers for 2 layers"),
+    "one number": ("apertus", {"xielu.alpha_n": 0.5}, "xielu.alpha_n should be an array of numbers"),
+    "queries that shrink": ("mistral3", {"mistral3.attention.temperature_scale": -1.0}, "llama_4_scaling_beta is -1"),
     "yarn without a context": (
         "arcee-yarn", {"arcee.rope.scaling.original_context_length": "16"}, "original_context_length"
     ),

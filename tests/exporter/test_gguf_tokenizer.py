@@ -31,6 +31,7 @@ STRINGS = [
     "", " ", "Hello world", "hello  world", "   leading and trailing   ",
     "def f(x):\n    return x ** 2  # 100%\n",
     "\n\n\n\t\t x", "1234567890 12,5 3.14 ٣٤ ½", "日本語とemoji 😀👍🏽 한국어", "12½3456 x² м мир 999",
+    "x 漢字カナかな,don't (ok)\n /usr 12345",
     "…। ۔ (a|b) [c]", "it's we'LL DON'T 'tis",
     "a\u0301 é \ufb01",
     "\u200b\ufeff \u00a0x", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "x<|endoftext|> y",
@@ -93,6 +94,20 @@ ORIGINALS = {
         r"\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}"
     ),
     "llama-bpe": rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",
+    "hunyuan-dense": pre_tokenizers.Sequence(
+        [
+            *(
+                pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+                for pattern in (
+                    r"\p{N}{1,3}",
+                    r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+                    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+                    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+                )
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
     "qwen2": rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_REST}",
     "tekken": (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"

@@ -107,7 +107,7 @@ def test_keys_of_yarn_that_say_nothing_are_as_if_left_out() -> None:
     [
         (YARN | {"truncate": False}, "truncate"),
         (YARN | {"low_freq_factor": 1.0}, "low_freq_factor"),
-        ({"type": "dynamic", "factor": 2.0}, "dynamic"),
+        ({"type": "dynamic", "factor": 2.0, "alpha": 50.0}, "alpha"),
         ({"type": "longrope", "long_factor": [1.0]}, "longrope"),
         ({"rope_type": ["default"]}, "default"),
         ({"rope_type": "linear", "factor": 2.0, "attention_factor": 1.2}, "attention_factor"),

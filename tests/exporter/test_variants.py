@@ -102,6 +102,16 @@ def test_a_layer_less_is_an_ordinary_checkpoint_of_what_the_others_were(family: 
     assert KEY not in config
 
 
+def test_a_size_is_said_once_whatever_it_was_called() -> None:
+    source = tiny("exaone")
+    config = {key: value for key, value in source.config.items() if key != "num_hidden_layers"}
+    spelled = dataclasses.replace(source, config=config | {"num_layers": 2})
+    assert describe(spelled) == describe(source)
+    left = resized_config(spelled, [sizes_of(describe(source).layers[1])], kept=[1])
+    assert "num_layers" not in left
+    assert left["num_hidden_layers"] == len(describe(dataclasses.replace(source, config=left)).layers) == 1
+
+
 def test_heads_that_a_norm_reads_together_stay() -> None:
     (layer, _) = describe(tiny("olmo2")).layers
     with pytest.raises(OnnxGptError, match="cannot lose heads") as caught:

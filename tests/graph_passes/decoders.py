@@ -33,6 +33,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "neox": {**PLAIN, "rotated": 16, "head_dim": 64, "activation": "gelu", "parallel": True},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
+    "hunyuan": {"qk_norm": True, "rotates_first": True},
     "gemma3": {**GEMMA, "windows": (3, None)},
     "relu": {"activation": "relu", "bias": True},
     "relu2": {**PLAIN, "bias": False, "activation": "relu2", "gains": False},
@@ -57,6 +58,7 @@ def decoder(
     bias: bool = False,
     qkv_bias: bool = False,
     qk_norm: bool = False,
+    rotates_first: bool = False,
     post_norm: bool = False,
     gated: bool = True,
     parallel: bool = False,
@@ -98,6 +100,7 @@ def decoder(
                 softcap=softcap,
                 q_norm=norm_of(f"{at}.qn", head_dim) if qk_norm else None,
                 k_norm=norm_of(f"{at}.kn", head_dim) if qk_norm else None,
+                rotates_first=rotates_first,
                 alibi=alibi,
             ),
             ffn=FeedForward(
@@ -259,9 +262,11 @@ class Oracle:
         q = self.linear(f"{role}.q", a.q, x).reshape(length, a.heads, a.head_dim)
         k = self.linear(f"{role}.k", a.k, x).reshape(length, a.kv_heads, a.head_dim)
         v = self.linear(f"{role}.v", a.v, x).reshape(length, a.kv_heads, a.head_dim)
+        if a.rope is not None and a.rotates_first:
+            q, k = self.rotate(a.rope, q), self.rotate(a.rope, k)
         if a.q_norm is not None and a.k_norm is not None:
             q, k = self.norm(f"{role}.q_norm", a.q_norm, q), self.norm(f"{role}.k_norm", a.k_norm, k)
-        if a.rope is not None:
+        if a.rope is not None and not a.rotates_first:
             q, k = self.rotate(a.rope, q), self.rotate(a.rope, k)
         k, v = (np.repeat(t, a.heads // a.kv_heads, axis=1) for t in (k, v))
         scores = np.einsum("shd,thd->hst", q, k) * a.scale

@@ -370,6 +370,7 @@ OTHERS: Mapping[tuple[str, str], Spoil] = {
     ("genai", "genai-length"): genai(search={"max_length": 100_000}),
     ("genai", "genai-names"): rename("present.0.key", "present_key.0"),
     ("genai", "genai-type"): genai(type="gpt2"),
+    ("genai", "token-id-range"): genai(eos_token_id=VOCAB),
     ("mobile", "operators-config-absent"): without("required_operators.config"),
     ("mobile", "ort-format-absent"): without("model.ort"),
     ("mobile", "ort-format-invalid"): lambda folder: (

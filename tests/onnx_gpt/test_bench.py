@@ -7,6 +7,7 @@ import pytest
 from tiny_decoders import save_bundle
 
 from exporter.errors import Exit, OnnxGptError
+from onnx_gpt.cli import main
 from onnx_gpt.generation.generator import Generator
 from onnx_gpt.generation.measuring import Spread, bench
 
@@ -59,3 +60,13 @@ def test_numbers_that_mean_nothing(tmp_path, wrong):
 def test_a_context_that_the_model_does_not_have(tmp_path):
     with pytest.raises(OnnxGptError, match="prompt-too-long"):
         bench(save_bundle(tmp_path), context=10**5, repeats=1)
+
+
+def test_a_recipe_that_is_none_is_said_before_anything_is_timed(tmp_path, monkeypatch, capsys):
+    bundle = save_bundle(tmp_path)
+    (bundle / "recipe.toml").write_text("tokens = ")
+    monkeypatch.setattr("onnx_gpt.commands.bench.measure", lambda *_, **__: pytest.fail("it was timed"))
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(bundle)])
+    assert ended.value.code == Exit.REJECTED
+    assert "recipe-unreadable" in capsys.readouterr().err

@@ -30,8 +30,8 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes
 
 @pytest.mark.parametrize(
     ("redirected", "status"),
-    [("| true", 0), (">&-", 0), ("2>&-", 0), (">/dev/full", Exit.RESOURCES)],
-    ids=["reader gone", "stdout closed", "stderr closed", "disk full"],
+    [("| true", 0), (">&-", 0), ("2>&-", 0), ("2>/dev/full", 0), (">/dev/full", Exit.RESOURCES)],
+    ids=["reader gone", "stdout closed", "stderr closed", "nothing can be said", "disk full"],
 )
 def test_streams_that_take_nothing(redirected: str, status: int) -> None:
     if "full" in redirected and not Path("/dev/full").exists():
@@ -39,6 +39,21 @@ def test_streams_that_take_nothing(redirected: str, status: int) -> None:
     done = shell(f"$GPT inspect sample:tiny --json {redirected}")
     assert done.returncode == status, done.stderr
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+def test_a_table_that_nobody_reads_to_its_end() -> None:
+    done = shell("$GPT --help | head -c 1")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_error_that_cannot_be_said_keeps_its_status() -> None:
+    if Path("/dev/full").exists():
+        assert shell("$GPT inspect nothing 2>/dev/full").returncode == Exit.REJECTED
+
+
+def test_a_closed_stdin_is_an_empty_prompt(tmp_path: Path) -> None:
+    done = shell(f"$GPT run {save_bundle(tmp_path)} --prompt - <&-")
+    assert done.returncode == Exit.REJECTED and b"prompt-empty" in done.stderr
 
 
 def test_text_is_utf8_in_every_locale() -> None:
@@ -51,8 +66,8 @@ def test_text_is_utf8_in_every_locale() -> None:
 @pytest.mark.parametrize(
     ("settings", "code"),
     [
-        ({"block_size": 64}, "scheme-invalid"),
-        ({"method": "gptq"}, "scheme-invalid"),
+        ({"block_size": 64}, "setting-unread"),
+        ({"method": "gptq"}, "setting-unread"),
         ({"tokens": 0}, "text-too-short"),
         ({"tokens": -5}, "text-too-short"),
         ({"limits": {"max_kl": float("nan")}}, "recipe-invalid"),
@@ -62,7 +77,7 @@ def test_text_is_utf8_in_every_locale() -> None:
         ({"context_length": 1}, "context-too-short"),
         ({"context_length": 0}, "context-too-short"),
         ({"context_length": 257}, "context-too-long"),
-        ({"work": Path("measured")}, "budget-invalid"),
+        ({"work": Path("measured")}, "setting-unread"),
     ],
     ids=str,
 )

@@ -14,7 +14,7 @@ from onnx_gpt.cli import app
 from onnx_gpt.lineage import lineage_of
 from onnx_gpt.planning.chart import Point, svg
 
-CHAIN = {"allocate": "uniform", "windows": 4, "tokens": 256}
+CHAIN = {"allocate": "uniform", "tokens": 256}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A dense model, pruned, pruned again, and quantized."""
     folder = tmp_path_factory.mktemp("family")
     names = ["sample:tiny", *(str(folder / name) for name in ("pruned", "sparse", "bundle"))]
-    onnx_gpt.prune(names[0], names[1], structured="ffn=0.25", **CHAIN)
+    onnx_gpt.prune(names[0], names[1], structured="ffn=0.25", windows=4, **CHAIN)
     onnx_gpt.prune(names[1], names[2], method="magnitude", sparsity=0.2, **CHAIN)
     onnx_gpt.optimize(names[2], names[3], quantize="int4", verify=False, parity=False)
     return names

@@ -42,6 +42,7 @@ def test_sizes_of_every_family_follow_its_parts(family: str) -> None:
     stored = sum(
         4 * int(weight.shape[0]) * (weight.shape[1] if len(weight.shape) > 1 else 1)
         for weight in checkpoint.weights.values()
+        if weight.shape  # Apertus' constants
     )
     assert sizes["none"] >= stored * 0.99
     assert sizes["fp16"] * 2 == sizes["none"]

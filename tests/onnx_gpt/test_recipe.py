@@ -34,15 +34,17 @@ def recipes(draw: st.DrawFn) -> Recipe:
     common: dict[str, Any] = {
         "context_length": draw(st.none() | st.integers(1, 1 << 20)),
         "parity": draw(st.booleans()),
-        "limits": onnx_gpt.Limits(max_kl=draw(LIMIT), min_top1=draw(SHARE), max_perplexity_ratio=draw(LIMIT)),
-        "text": draw(st.none() | TEXT.map(Path)),
-        "tokens": draw(st.integers(1, 1 << 30)),
         "verify": draw(st.booleans()),
         "passes": draw(st.none() | st.just("fold, attention, clean")),
         "targets": draw(st.sampled_from([("ort",), ("ort", "genai")])),
     }
-    if common["limits"] == onnx_gpt.Limits():
-        common["limits"] = None
+    if common["parity"]:
+        limits = onnx_gpt.Limits(max_kl=draw(LIMIT), min_top1=draw(SHARE), max_perplexity_ratio=draw(LIMIT))
+        common |= {
+            "limits": None if limits == onnx_gpt.Limits() else limits,
+            "text": draw(st.none() | TEXT.map(Path)),
+            "tokens": draw(st.none() | st.integers(1, 1 << 30)),
+        }
     if draw(st.booleans()):
         return Recipe(quantize=draw(st.sampled_from(["none", "keep"])), **common)
     return Recipe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnx_gpt.bundle.plan import plan
 from onnx_gpt.bundle.runtime import Runtime, require_runs
 from onnx_gpt.bundle.targets import ModelFile, Target, chosen, targets
 from onnx_gpt.bundle.writing import DATA, MODEL, place
+from onnx_gpt.linting.linter import lint
 from onnx_gpt.recipe import Recipe
 
 RUNTIME = Runtime("a runtime")
@@ -52,7 +54,7 @@ def test_some_of_a_targets_models_can_be_chosen() -> None:
 def test_a_quantization_that_no_model_takes_is_an_error() -> None:
     with pytest.raises(OnnxGptError) as caught:
         Recipe(quantize="int4", targets=("web",))
-    assert caught.value.code == "scheme-invalid" and "web:" in caught.value.remedy
+    assert caught.value.code == "setting-unread" and "web:" in caught.value.remedy
     Recipe(quantize="int4", targets=("web", "ort"))
 
 
@@ -151,3 +153,21 @@ def test_several_models_have_their_own_facts_in_one_report(tmp_path: Path) -> No
         assert web["files"][path] == (tmp_path / "web" / path).stat().st_size == report.files[path]
     assert web["models"]["onnx/model_quantized.onnx"]["recipe"]["quantize"] == "dynamic8"
     assert web["parity"] == web["models"]["onnx/model.onnx"]["parity"]
+
+
+@pytest.mark.parametrize("end", [999, [256, -1]], ids=str)
+def test_an_end_that_no_token_has_is_refused_where_the_runtime_would_not_load(
+    end: int | list[int], tmp_path: Path
+) -> None:
+    """onnxruntime-genai alone; to the others it never comes, and `inspect` says so as a warning."""
+    source = shutil.copytree(Path(__file__).parents[2] / "samples" / "tiny", tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    settings = {"quantize": "int4", "method": "gptq", "parity": False}
+    for target in ("genai", "ort,model-package"):
+        with pytest.raises(OnnxGptError, match=r"eos_token_id is (999|-1), and the model has 257") as caught:
+            onnx_gpt.optimize(str(source), tmp_path / "out", target=target, **settings)
+        assert (caught.value.code, caught.value.exit) == ("config-invalid", Exit.REJECTED)
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]  # no code has been chosen yet
+    onnx_gpt.optimize(str(source), tmp_path / "out", parity=False, verify=False)
+    verdict = lint(tmp_path / "out", "ort")
+    assert verdict.ok and "token-id-range" in {finding.code for finding in verdict.findings}

@@ -13,6 +13,7 @@ from tiny import tiny
 import onnx_gpt
 from exporter import sources
 from exporter.families import families
+from onnx_gpt.bundle.decoder_facts import DecoderFacts
 from onnx_gpt.bundle.targets import BundleFacts, chosen
 from onnx_gpt.bundle.targets.web import files
 from onnx_gpt.parity.candidate import Candidate
@@ -20,6 +21,9 @@ from onnx_gpt.parity.metrics import divergence, log_softmax
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(3, 120, (1, 12))
+DECODER = DecoderFacts(
+    layers=3, heads=4, kv_heads=2, head_dim=16, hidden_size=64, vocab_size=131, context_length=64
+)
 
 
 @pytest.fixture(scope="module", params=sorted(families()))
@@ -89,16 +93,29 @@ def test_the_configuration_names_every_file_of_weights(bundle: Path) -> None:
     assert json.loads((bundle / "generation_config.json").read_text("utf-8"))["eos_token_id"] == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "written", "key"),
+    [
+        ("exaone", "exaone", "num_layers"),  # transformers 5 writes num_hidden_layers for it
+        ("internlm3", "llama", "num_hidden_layers"),
+        ("onnx_gpt_variant", "llama", "num_hidden_layers"),
+    ],
+)
+def test_the_number_of_layers_is_where_transformers_js_looks(kind: str, written: str, key: str) -> None:
+    made = files(BundleFacts(DECODER, {"model_type": kind, "num_hidden_layers": 3}, {}))
+    config = json.loads(made["config.json"])
+    assert (config["model_type"], config[key]) == (written, 3)
+
+
 def test_the_chat_template_goes_into_the_tokenizers_configuration() -> None:
-    decoder = object()
     given = {"chat_template.jinja": b"{{ messages }}", "tokenizer_config.json": b'{"eos_token": "x"}'}
-    made = files(BundleFacts(decoder, {"model_type": "llama"}, given))  # type: ignore[arg-type]
+    made = files(BundleFacts(DECODER, {"model_type": "llama"}, given))
     assert json.loads(made["tokenizer_config.json"]) == {"eos_token": "x", "chat_template": "{{ messages }}"}
     assert "chat_template.jinja" not in made
 
 
 def test_no_file_speaks_of_a_tokenizer_that_is_not_there() -> None:
-    made = files(BundleFacts(object(), {"model_type": "llama"}, {}))  # type: ignore[arg-type]
+    made = files(BundleFacts(DECODER, {"model_type": "llama"}, {}))
     assert made.keys() == {"config.json", "generation_config.json"}
 
 

@@ -100,7 +100,7 @@ def fitted(
         float64 ``[R, S]``.
     """
     H = inputs[np.ix_(kept, kept)]
-    damped = H + ridge * max(float(np.diag(H).mean()), np.finfo(np.float64).tiny) * np.eye(len(H))
+    damped = H + ridge * max(float(np.diag(H).mean()), float(np.finfo(np.float32).tiny)) * np.eye(len(H))
     rest = cross[:, kept] - near @ H
     fit: np.ndarray = near + np.linalg.solve(damped, rest.T).T
     return fit

@@ -34,7 +34,7 @@ from calibration.pruning.model import ATTENTION, BLOCKS, HALFWAY, OUT, Described
 from calibration.pruning.structure.width import narrower
 from calibration.statistics.hessian import Hessian, require_finite
 from calibration.transforms.expressions import TimesMatrix, TimesVector
-from exporter.decoder import Decoder, Layer, Norm
+from exporter.decoder import Decoder, Layer, Norm, Sinusoids
 from exporter.errors import unsupported
 from exporter.weight_expressions import transposed
 from exporter.weights import Array, Weight, Zeros
@@ -102,6 +102,8 @@ def require_turnable(decoder: Decoder) -> None:
             found = "norms of two kinds read the residual stream"
     if decoder.embedding_norm is not None:
         found = "a norm behind the embedding writes the residual stream channel by channel"
+    if isinstance(decoder.positions, Sinusoids):
+        found = "sines and cosines are added to it channel by channel"
     if decoder.embedding_scale == math.sqrt(decoder.hidden_size):
         found = "its embeddings are scaled by the root of its width"
     if decoder.tied and decoder.norm.weight is None:

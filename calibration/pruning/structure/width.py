@@ -40,7 +40,7 @@ def narrower(decoder: Decoder, size: int) -> Decoder:
         decoder,
         hidden_size=size,
         embedding=head.weight if decoder.tied else _as_used(decoder.embedding, decoder.vocab_size, size),
-        positions=None if places is None else _as_used(places, places.shape[0], size),
+        positions=_as_used(places, places.shape[0], size) if isinstance(places, Part) else places,
         layers=tuple(map(layer, decoder.layers)),
         norm=norm(decoder.norm),
         head=head,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.errors import Exit, OnnxGptError, unsupported
+from exporter.errors import Exit, OnnxGptError, rejected, unsupported
 from graph_passes import ORT_PIPELINE
 from onnx_gpt.bundle.decoder_facts import DecoderFacts
 from onnx_gpt.bundle.runtime import Runtime
@@ -20,7 +20,8 @@ def files(facts: BundleFacts, providers: Sequence[str] = ()) -> dict[str, bytes]
         providers: execution providers besides the CPU's, as genai_config.json calls them.
 
     Raises:
-        OnnxGptError: ``target-needs-cache`` (exit 3), ``context-length-unknown`` (exit 2).
+        OnnxGptError: ``target-needs-cache`` (exit 3), ``context-length-unknown`` (exit 2), ``config-invalid`` for an
+            end that no token has, with which the runtime does not load the model.
     """
     if facts.decoder is None:
         raise unsupported(
@@ -35,6 +36,14 @@ def files(facts: BundleFacts, providers: Sequence[str] = ()) -> dict[str, bytes]
             "say it with --context-length",
             exit=Exit.USAGE,
         )
+    vocab_size = facts.decoder.vocab_size
+    for end in facts.token_ids("eos_token_id"):
+        if not 0 <= end < vocab_size:
+            raise rejected(
+                "config-invalid",
+                f"eos_token_id is {end}, and the model has {vocab_size} tokens: onnxruntime-genai does not load it",
+                "write the end token's id in generation_config.json, or in config.json where there is none",
+            )
     config = json.dumps(genai_config(facts, facts.decoder, providers), indent=2).encode() + b"\n"
     return {**facts.common_files(), "genai_config.json": config}
 

@@ -24,7 +24,7 @@ READS_KV_HEADS = READS_HEAD_DIM | frozenset(
     """.split()  # noqa: SIM905 (a table)
 )
 
-NEWER = frozenset({"hyperclovax", "jais2"})
+NEWER = frozenset({"cwm", "exaone", "hyperclovax", "internlm3", "iquestcoder", "jais2", "ministral3"})
 """Families that transformers 4.57, the last one that Optimum 0.1 takes, does not know."""
 
 

@@ -96,8 +96,10 @@ def _config(facts: BundleFacts) -> dict[str, Any]:
     }
     # transformers.js takes multi_query for a cache that has keys and values in one tensor; this graph has them apart.
     config = {key: value for key, value in facts.config.items() if key != "multi_query"}
-    if facts.decoder is not None and config.get("model_type") not in LAYER_KEYS:
-        config |= {"model_type": PLAIN, LAYER_KEYS[PLAIN]: facts.decoder.layers}
+    if facts.decoder is not None:
+        kind = config.get("model_type")
+        kind = kind if kind in LAYER_KEYS else PLAIN
+        config |= {"model_type": kind, LAYER_KEYS[kind]: facts.decoder.layers}
     return {**config, "transformers.js_config": own}
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.quantization.sites import PACKED
-from exporter import alibi
+from exporter import alibi, sinusoids
 from exporter.checkpoint import Checkpoint, Opened
-from exporter.decoder import Decoder
+from exporter.decoder import Decoder, Sinusoids
 from exporter.match import matched
 from exporter.weight_expressions import Stack
 from exporter.weight_tensor import WeightTensor
@@ -95,16 +95,23 @@ def expected_of(
 
 
 def _unlearned(decoder: Decoder) -> Iterator[tuple[str, Weight]]:
-    """Gains of norms that have learned none: a graph has them all the same."""
-    norms = {"norm": decoder.norm} | {
-        f"layers.{i}.{name}": norm
-        for i, layer in enumerate(decoder.layers)
-        for name, norm in (("attention_norm", layer.attention_norm), ("ffn_norm", layer.ffn_norm))
-        if norm is not None
-    }
-    for role, norm in norms.items():
-        if norm.weight is None:
-            yield f"{role}.weight", constant(np.ones(decoder.hidden_size))
+    """Positions and gains of norms that nobody has learned: a graph has them all the same."""
+    if isinstance(decoder.positions, Sinusoids):
+        made = sinusoids.table(decoder.positions, decoder.context_length, decoder.hidden_size)
+        yield "positions.weight", constant(made)
+    hidden = decoder.hidden_size
+    norms = {"norm": (decoder.norm, hidden), "embedding_norm": (decoder.embedding_norm, hidden)}
+    for i, layer in enumerate(decoder.layers):
+        attention, at = layer.attention, f"layers.{i}"
+        norms |= {
+            f"{at}.attention_norm": (layer.attention_norm, hidden),
+            f"{at}.ffn_norm": (layer.ffn_norm, hidden),
+            f"{at}.attention.q_norm": (attention.q_norm, attention.head_dim),
+            f"{at}.attention.k_norm": (attention.k_norm, attention.head_dim),
+        }
+    for role, (norm, channels) in norms.items():
+        if norm is not None and norm.weight is None:
+            yield f"{role}.weight", constant(np.ones(channels))
 
 
 def _by_role(graph: ir.Graph) -> Iterator[tuple[str, Weight]]:

@@ -24,6 +24,9 @@ JOINING = ("Concat", "Add", "Cast")
 """What a product goes through before its bias comes; one in blocks of channels goes through `SCALING`."""
 SCALING = ("Mul", "ReduceSum", "Transpose", "Reshape", "Slice")
 
+CURVE = "Softplus"
+"""What a learned number of an activation goes through (xIELU)."""
+
 LOOKUPS = ("Gather", "GatherBlockQuantized")
 NBITS_BIAS = 5
 
@@ -81,6 +84,9 @@ def uses_of(model: ir.Model, expected: Expected) -> Iterator[Use]:
     for node in model.graph:
         if node.op_type in NORMS and role_of(node):
             yield from _norm(node)
+        if node.op_type == CURVE and role_of(node):
+            role, _, kind = role_of(node).rpartition(".")
+            yield Use(role, kind, vector_of(node.inputs[0]) or "it is no constant vector")
         if node.op_type in TABLES:
             yield from _tables(node, expected)
         if placed_table(node) is not None:
