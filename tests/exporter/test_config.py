@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import DYNAMIC, YARN, config_class, tiny
 
+from exporter import variants
 from exporter.checkpoint import Checkpoint
 from exporter.config import INERT, OFF
 from exporter.decoder import Decoder
@@ -348,6 +349,7 @@ def test_an_unknown_architecture_lists_the_known_ones() -> None:
 def test_no_key_is_ignored_in_silence(key: str, value: Any) -> None:
     config = config_of("SmolLM2-135M-Instruct")
     family = family_of(Checkpoint("test", config, {}))
-    if key in family.Config.model_fields or key in INERT or key in OFF or key in family.Config.absent:
+    known = {*INERT, *OFF, variants.KEY}
+    if key in family.Config.model_fields or key in known or key in family.Config.absent:
         return
     assert refusal(config | {key: value}).code == "config-key-unknown"
