@@ -244,8 +244,7 @@ class _Builder(Emitter):
         return self.op("Gelu", [x], name=f"{role}.gelu", approximate=approximate)
 
     def xielu(self, role: str, xielu: Xielu, x: ir.Value) -> ir.Value:
-        beta = self.scalar("xielu.beta", xielu.beta)
-        a, above = (
+        a, b = (
             self.op(
                 "Softplus",
                 [self.weight(f"{role}.{side}")],
@@ -254,16 +253,17 @@ class _Builder(Emitter):
             )
             for side in ("positive", "negative")
         )
-        b = self.op("Add", [above, beta], name=f"{role}.b")
         relu = self.op("Relu", [x], name=f"{role}.relu")
         square = self.op("Mul", [relu, relu], name=f"{role}.square")
-        bent = self.op("Sub", [self.op("Elu", [x], name=f"{role}.elu"), x], name=f"{role}.bent")
+        elu = self.op("Elu", [x], name=f"{role}.elu")
+        bent = self.op("Sub", [elu, x], name=f"{role}.bent")
         curves = (
             self.op("Mul", [square, a], name=f"{role}.up"),
             self.op("Mul", [bent, b], name=f"{role}.down"),
         )
         curved = self.op("Add", curves, name=f"{role}.curved")
-        return self.op("Add", [curved, self.op("Mul", [x, beta], name=f"{role}.line")], name=f"{role}.sum")
+        line = self.op("Mul", [elu, self.scalar("xielu.beta", xielu.beta)], name=f"{role}.line")
+        return self.op("Add", [curved, line], name=f"{role}.sum")
 
     def linear(self, role: str, linear: Linear, x: ir.Value) -> ir.Value:
         y = self.op("MatMul", [x, self.weight(f"{role}.weight", transpose=True)], name=role, role=role)

@@ -160,8 +160,8 @@ class Attention:
 
 @dataclasses.dataclass(frozen=True)
 class Xielu:
-    """xIELU (Huang & Schlag 2024): ``a·relu(x)² + b·(elu(x) − x) + β·x`` with a = softplus(positive) and b = β +
-    softplus(negative), which are ``[1]``."""
+    """xIELU (Huang & Schlag 2024): ``a·relu(x)² + b·(elu(x) − x) + β·elu(x)`` with a = softplus(positive) and b =
+    softplus(negative), which are ``[1]``; what is called α_n there is b + β."""
 
     positive: Part
     negative: Part

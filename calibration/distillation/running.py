@@ -152,8 +152,8 @@ def _activation(weights: Weights, role: str, ffn: FeedForward, x: Tensor) -> Ten
     kind = ffn.activation
     if kind == "xielu" and ffn.xielu is not None:
         a, b = (F.softplus(weights[f"{role}.xielu.{name}"]) for name in ("positive", "negative"))
-        beta = ffn.xielu.beta
-        return a * F.relu(x).square() + (b + beta) * (F.elu(x) - x) + beta * x
+        elu = F.elu(x)
+        return a * F.relu(x).square() + b * (elu - x) + ffn.xielu.beta * elu
     if kind == "silu":
         return F.silu(x)
     if kind == "relu":

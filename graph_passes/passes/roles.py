@@ -21,8 +21,8 @@ KIND = "exact"
 LINEARS = frozenset([("", "MatMul"), ("", "Gemm"), (MICROSOFT, "MatMulNBits"), (MICROSOFT, "FusedMatMul")])
 ATTENTIONS = frozenset(["Attention", "GroupQueryAttention", "MultiHeadAttention"])
 MOVES = frozenset("Cast Expand Identity Reshape RotaryEmbedding Slice Squeeze Transpose Unsqueeze".split())  # noqa: SIM905
-STORED = frozenset(["Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"])
-"""What may lie between a weight and the node that uses it."""
+STORED = frozenset(["Cast", "DequantizeLinear", "Identity", "Reshape", "Softplus", "Transpose"])
+"""What may lie between a weight and the node that uses it; Softplus where it is a number of an activation (xIELU)."""
 
 WITH_CONSTANT = frozenset(["Add", "Div", "Mul", "Tanh"])
 """Biases, scales and caps."""
