@@ -16,7 +16,13 @@ DEFAULT_THETA = 10_000.0
 """Base of the frequencies where a configuration names none (Su et al. 2021)."""
 
 
-def rope_of(config: HeadsConfig, *, theta: float = DEFAULT_THETA, partial: float | None = None) -> Rope:
+def rope_of(
+    config: HeadsConfig,
+    *,
+    theta: float = DEFAULT_THETA,
+    partial: float | None = None,
+    default: Mapping[str, Any] | None = None,
+) -> Rope:
     """Rotary positions as a configuration states them.
 
     Args:
@@ -24,8 +30,9 @@ def rope_of(config: HeadsConfig, *, theta: float = DEFAULT_THETA, partial: float
         partial: share of a head's channels that rotate, unless ``rope_parameters`` says otherwise. None for
             families that always rotate all of them: there a ``partial_rotary_factor`` other than 1 is
             refused.
+        default: as `stated_parameters` takes it.
     """
-    parameters = stated_parameters(config, theta)
+    parameters = stated_parameters(config, theta, default)
     base = parameters.pop("rope_theta")
     return rope(parameters, base, config.head_size, config.max_position_embeddings, partial=partial)
 

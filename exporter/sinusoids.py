@@ -17,9 +17,8 @@ def table(sinusoids: Sinusoids, context: int, channels: int) -> np.ndarray:
     """What is added by position, float32 ``[context, channels]``; an even number of channels, 4 at least."""
     half = channels // 2
     exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(LONGEST) / (half - 1))
-    frequencies = np.exp(exponents.astype(np.float64)).astype(
-        np.float32
-    )  # rounded correctly, as torch's nearly all are
+    # Rounded correctly, as torch's nearly all are.
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     places = np.arange(sinusoids.first, sinusoids.first + context, dtype=np.float32)
     angles = np.outer(places, frequencies)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)

@@ -48,10 +48,8 @@ class _Rotation:
         self.decoder = decoder
         self.weights = dict(weights)
         self.seed = seed
-        behind = decoder.embedding_norm is not None or any(
-            layer.attention_post_norm or layer.ffn_post_norm for layer in decoder.layers
-        )
-        behind = behind or isinstance(decoder.positions, Sinusoids)
+        behind = any(layer.attention_post_norm or layer.ffn_post_norm for layer in decoder.layers)
+        behind |= decoder.embedding_norm is not None or isinstance(decoder.positions, Sinusoids)
         make = keeping_ones if _kinds(decoder) == {"layer"} else spreading
         turns = not behind and len(_kinds(decoder)) == 1
         self.matrix = make(decoder.hidden_size, seed) if turns else None

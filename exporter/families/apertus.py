@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from exporter.config import Epsilon, Size
 from exporter.decoder import Activation, Decoder, Layer, Norm, Part, Xielu
 from exporter.families._blocks import BlocksConfig, gated_decoder, gated_layers, rms_norm
-from exporter.rope import rope, stated_parameters
+from exporter.rope import rope_of
 
 ARCHITECTURES = ("ApertusForCausalLM",)
 CONSTANTS = {"beta": 0.5, "eps": -1e-6}
@@ -45,8 +45,6 @@ class Config(BlocksConfig):
 
 def describe(config: Config) -> Decoder:
     hidden, bias = config.hidden_size, config.attention_bias
-    stated = stated_parameters(config, THETA, ROTARY)
-    turn = rope(stated, stated.pop("rope_theta"), config.head_size, config.max_position_embeddings)
 
     def apertus(at: str, layer: Layer) -> Layer:
         curve = Xielu(
@@ -62,7 +60,7 @@ def describe(config: Config) -> Decoder:
         )
 
     count = config.num_hidden_layers
-    ropes = [turn] * count
+    ropes = [rope_of(config, theta=THETA, default=ROTARY)] * count
     layers = gated_layers(config, ropes=ropes, qkv_bias=bias, o_bias=bias, gated=False, qk_norm=True)
     decoder = gated_decoder(
         "apertus", config, [apertus(f"model.layers.{i}", layer) for i, layer in enumerate(layers)]

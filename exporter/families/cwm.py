@@ -5,7 +5,7 @@ from __future__ import annotations
 from exporter.config import Epsilon, LayerType, Size, windows_of
 from exporter.decoder import Decoder
 from exporter.families._blocks import GatedConfig, gated_decoder, gated_layers
-from exporter.rope import rope, stated_parameters
+from exporter.rope import rope_of
 
 ARCHITECTURES = ("CwmForCausalLM",)
 PERIOD = 4
@@ -41,13 +41,10 @@ class Config(GatedConfig):
 
 
 def describe(config: Config) -> Decoder:
-    parameters = stated_parameters(config, THETA, ROPE)
-    theta = parameters.pop("rope_theta")
-    rotation = rope(parameters, theta, config.head_size, config.max_position_embeddings)
     layers = gated_layers(
         config,
         windows=config.windows(),
-        ropes=[rotation] * config.num_hidden_layers,
+        ropes=[rope_of(config, theta=THETA, default=ROPE)] * config.num_hidden_layers,
         ffn_bias=config.mlp_bias,
     )
     return gated_decoder("cwm", config, layers)
